@@ -1,0 +1,65 @@
+# Each target makes the environment that it needs, and leaves nothing running.
+#
+#   make demo           see the pool work: needs no server
+#   make test           all tests, with the newest Celery
+#   make test-oldest    all tests, with the oldest versions that pyproject.toml allows
+#   make lint types     ruff, mypy
+#   make bench          the benchmarks
+#   make clean          remove the environments and caches
+#
+# Arguments for the program behind it: make demo ARGS="--tasks 200"
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+ARGS ?=
+
+.PHONY: help demo test test-oldest lint types bench clean
+
+help:
+	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
+
+demo: .venv/demo.done
+	@.venv/bin/python -m celery asyncpool demo $(ARGS)
+
+test: .venv/dev.done
+	@tests/install_servers.sh
+	.venv/bin/python -m pytest $(ARGS)
+
+test-oldest: .venv-oldest/dev.done
+	@tests/install_servers.sh
+	.venv-oldest/bin/python -m pytest $(ARGS)
+
+lint: .venv/dev.done
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+types: .venv/dev.done
+	.venv/bin/mypy
+
+bench: .venv/dev.done
+	@tests/install_servers.sh
+	.venv/bin/python -m benchmarks $(ARGS)
+
+clean:
+	rm -rf .venv .venv-oldest .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# Environments. A .done file says that its packages are installed.
+
+.venv/pip.done .venv-oldest/pip.done: %/pip.done:
+	$(PYTHON) -m venv $*
+	$*/bin/python -m pip install --quiet --upgrade "pip>=25.1"  # knows --group
+	@touch $@
+
+.venv/demo.done: pyproject.toml | .venv/pip.done
+	.venv/bin/python -m pip install --quiet --editable ".[demo]"
+	@touch $@
+
+.venv/dev.done: pyproject.toml | .venv/pip.done
+	.venv/bin/python -m pip install --quiet --editable ".[demo,redis]" --group dev
+	@touch $@
+
+.venv-oldest/dev.done: pyproject.toml tests/oldest.py | .venv-oldest/pip.done
+	.venv-oldest/bin/python tests/oldest.py > .venv-oldest/constraints.txt
+	.venv-oldest/bin/python -m pip install --quiet --editable ".[demo,redis]" --group tests \
+	    --constraint .venv-oldest/constraints.txt
+	@touch $@

@@ -1,0 +1,353 @@
+"""Soft limit, hard limit and termination, delivered into a running body.
+
+An async body is ended by ``task.cancel()``, as asyncio means it, so that
+TaskGroup, ``asyncio.timeout``, ``wait_for``, ``gather`` and anyio clean up. For
+the soft limit the body's coroutine is wrapped: on its way in, the
+CancelledError is exchanged for :class:`SoftLimitCancelled`, which is both
+Celery's ``SoftTimeLimitExceeded`` and a ``CancelledError``, and the task is
+uncancelled, so that the body may go on to await with working timeouts.
+
+A ``def`` body is ended by an exception that CPython raises in its thread
+(``PyThreadState_SetAsyncExc``): at its next bytecode, so not inside a call
+into C.
+
+What the pool has decided of a job leaves the body's frame as a BaseException,
+past ``autoretry_for`` and the user's own wrappers, and the outermost wrapper
+makes of it what Celery's tracer has to see (:mod:`.tasks`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Generator
+from concurrent.futures import CancelledError as TaskBodyCancelled
+from types import FrameType
+from typing import Any
+
+from celery.exceptions import Retry, SoftTimeLimitExceeded, TimeLimitExceeded
+from celery.utils.log import get_logger
+
+from ..core.timelimits import Action, BodyClock, BodyState, Limits, Verdict
+
+__all__ = ["BodyControl", "BodyStopped", "SoftLimitCancelled", "SoftLimitedBody"]
+
+logger = get_logger(__name__)
+
+
+class SoftLimitCancelled(SoftTimeLimitExceeded, asyncio.CancelledError):
+    """The soft limit as an async body sees it; stored as ``SoftTimeLimitExceeded``."""
+
+
+class BodyStopped(BaseException):
+    """The pool has decided the job's outcome; carries what the tracer has to see.
+
+    *error* is an exception to raise for the tracer, None where the tracer must
+    report nothing, since somebody else does.
+    """
+
+    def __init__(self, error: Exception | None) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+class _StopThread(BaseException):
+    """Raised in the thread of a ``def`` body at its hard limit or termination."""
+
+
+class BodyControl:
+    """Starts, times and ends the body of one job.
+
+    Arguments:
+        limits: the job's.
+        grace: seconds that a cancelled body has to end (``asyncpool_cancel_grace``).
+        loop: the process's event loop.
+        who: the task's name and id, for the log.
+        on_started: called, on the loop's thread, when a body with a hard limit starts.
+        on_cancelled: likewise when its hard limit, or a termination, cancels it.
+        on_stuck: likewise, with the verdict and the body's stack, when a cancelled
+            body has not ended in time.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        grace: float,
+        loop: asyncio.AbstractEventLoop,
+        who: str,
+        *,
+        on_started: Callable[[], None],
+        on_cancelled: Callable[[], None],
+        on_stuck: Callable[[Verdict, str], None],
+    ) -> None:
+        self.clock = BodyClock(limits, grace)
+        self.who = who
+        self._loop = loop
+        self._on_started = on_started
+        self._on_cancelled = on_cancelled
+        self._on_stuck = on_stuck
+        #: Held while the clock moves: a `def` body moves it from its thread.
+        self._lock = threading.RLock()
+        self._timer: asyncio.TimerHandle | None = None
+        #: The job's asyncio task.
+        self.task: asyncio.Task[Any] | None = None
+        #: The coroutine, or the thread, in which the body runs.
+        self._coroutine: Any = None
+        self._thread: int | None = None
+        #: Whether the body was called in a thread, wherever it runs now.
+        self._in_thread = False
+        #: The soft limit is over and the body is still to be told.
+        self.soft_is_due = False
+        #: Where the body was when it was cancelled.
+        self._stack = ""
+
+    # Called around the body, on the thread that runs it.
+
+    def start(self, thread: int | None) -> None:
+        """The body starts, in *thread* or on the loop; raises if it must not."""
+        with self._lock:
+            if not self.clock.start(time.monotonic()):
+                raise BodyStopped(None)
+            self._thread = thread
+            self._in_thread = thread is not None
+        if thread is None:
+            self._on_start()
+        elif self.clock.next_due() is not None:
+            self._loop.call_soon_threadsafe(self._on_start)
+
+    @property
+    def has_started(self) -> bool:
+        """Whether this job's body has had its start; Celery may call others for it."""
+        return self.clock.state is not BodyState.WAITING
+
+    def watch(self, awaitable: Any) -> Any:
+        """The body's *awaitable*, in a form to be awaited instead of it."""
+        # A future, say, is no coroutine: nothing can be thrown into it.
+        coroutine = awaitable if hasattr(awaitable, "throw") else _await(awaitable)
+        self._coroutine = coroutine
+        body = coroutine
+        if self.clock.limits.soft is not None:
+            body = SoftLimitedBody(coroutine, self)
+        return body if self._thread is None else self._move_to_loop(body)
+
+    async def _move_to_loop(self, body: Any) -> Any:
+        """Await the *body* of a function that was called in a thread.
+
+        The thread waits for this in a lock, where nothing can be raised: from
+        here on its limits end the asyncio task in which this runs.
+        """
+        with self._lock:
+            self._thread, self.task = None, asyncio.current_task()
+            if self.clock.state is BodyState.CANCELLED:
+                self._cancel_task()  # it was raised in the thread, which had begun to wait
+        try:
+            return await body
+        except SoftLimitCancelled as exc:
+            # A task that raises it is cancelled; the thread has to see what it is.
+            error = SoftTimeLimitExceeded(self.clock.limits.soft)
+            raise error.with_traceback(exc.__traceback__) from None
+
+    def end(self) -> None:
+        """The body has ended, however; harmless when it had before."""
+        with self._lock:
+            self.clock.end()
+            if self._thread is not None:
+                # One that is on its way must not arrive after the body.
+                _raise_in_thread(self._thread, None)
+        if not self._in_thread:
+            if self._timer is not None:
+                self._timer.cancel()
+            while self.task is not None and self.task.cancelling():
+                self.task.uncancel()  # what the tracer awaits from here on is not the body
+        self._coroutine = None
+
+    def outcome(self, exc: BaseException | None) -> BaseException | None:
+        """What has become of a body that has ended with *exc*, or returned (None).
+
+        Returns the exception to raise in its place, None to return its value.
+        """
+        if self.clock.is_detached or self.clock.verdict is Verdict.TERMINATED:
+            return BodyStopped(None)
+        if self.clock.verdict is Verdict.HARD_LIMIT:
+            error = TimeLimitExceeded(self.clock.limits.hard)
+            error.add_note(f"When the limit was over, the task's body was here:\n{self._stack}")
+            return BodyStopped(error)
+        if isinstance(exc, Retry) and exc.exc is not None and _is_soft_limit(exc.exc):
+            retry: Any = exc  # what RETRY stores, and what the log shows
+            retry.exc = self._plain_soft_limit(exc.exc)
+            retry.excs = repr(retry.exc)
+        if exc is None or not isinstance(exc, (asyncio.CancelledError, BaseExceptionGroup)):
+            return exc
+        if _is_soft_limit(exc):
+            return self._plain_soft_limit(exc)
+        if isinstance(exc, asyncio.CancelledError):
+            # To the tracer a cancelled body is a failed one. What Celery calls
+            # an error is an Exception; asyncio's CancelledError is none.
+            return TaskBodyCancelled(f"the task's body was cancelled: {exc!r}")
+        return exc
+
+    def _plain_soft_limit(self, exc: BaseException) -> SoftTimeLimitExceeded:
+        """Celery's own exception in the place of ours."""
+        plain = SoftTimeLimitExceeded(self.clock.limits.soft)
+        return plain.with_traceback(exc.__traceback__)
+
+    # Called on the loop's thread.
+
+    def close(self) -> None:
+        """The job has ended."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _on_start(self) -> None:
+        if self.clock.limits.hard is not None:
+            self._on_started()
+        self._arm()
+
+    def terminate(self) -> None:
+        """The job is to be ended; without effect when it is too late."""
+        with self._lock:
+            waiting = self._thread is None and self._coroutine is None
+            if not self.clock.terminate(time.monotonic()):
+                return
+        if waiting:
+            # Not started: waiting for a thread, or in what comes before a body.
+            assert self.task is not None
+            self.task.cancel()
+            return
+        self._cancel_body()
+        self._arm()
+
+    def _arm(self) -> None:
+        """Look at the clock again when it next has something to say."""
+        if self._timer is not None:
+            self._timer.cancel()
+        due = self.clock.next_due()
+        if due is not None:
+            delay = max(due - time.monotonic(), 0.0)
+            self._timer = self._loop.call_later(delay, self._on_time)
+
+    def _on_time(self) -> None:
+        with self._lock:
+            action = self.clock.poll(time.monotonic())
+            if action is Action.SOFT_LIMIT:
+                self._tell_soft_limit()
+            elif action is Action.HARD_LIMIT:
+                self._cancel_body()
+        limits = self.clock.limits
+        if action is Action.SOFT_LIMIT:
+            logger.warning("Soft time limit (%ss) exceeded for %s", limits.soft, self.who)
+        elif action is Action.HARD_LIMIT:
+            logger.error("Hard time limit (%ss) exceeded for %s", limits.hard, self.who)
+        elif action is Action.DETACH:
+            self._on_stuck(self.clock.verdict, self._body_stack())
+        self._arm()
+
+    def _tell_soft_limit(self) -> None:
+        if self._thread is not None:
+            _raise_in_thread(self._thread, SoftTimeLimitExceeded)
+        else:
+            self.soft_is_due = True
+            self._cancel_task()
+
+    def _cancel_body(self) -> None:
+        self._stack = self._body_stack()
+        self.soft_is_due = False
+        if self._thread is not None:
+            _raise_in_thread(self._thread, _StopThread)
+        else:
+            self._cancel_task()
+        self._on_cancelled()
+
+    def _cancel_task(self) -> None:
+        assert self.task is not None
+        self.task.cancel()
+
+    def _body_stack(self) -> str:
+        """Where the body is now, as a traceback shows it."""
+        if self._thread is not None:
+            frame = sys._current_frames().get(self._thread)
+            return "".join(traceback.format_stack(frame)) if frame is not None else ""
+        return "".join(
+            "".join(traceback.format_stack(frame, limit=1))
+            for frame in _coroutine_frames(self._coroutine)
+        )
+
+
+class SoftLimitedBody:
+    """A body's coroutine in which the soft limit arrives under its own name."""
+
+    __slots__ = ("_control", "_coroutine")
+
+    def __init__(self, coroutine: Any, control: BodyControl) -> None:
+        self._coroutine = coroutine
+        self._control = control
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self
+
+    def __iter__(self) -> SoftLimitedBody:
+        return self
+
+    def __next__(self) -> Any:
+        return self.send(None)
+
+    def send(self, value: Any) -> Any:
+        """As the coroutine's; but for a soft limit that what it awaited has swallowed."""
+        if self._control.soft_is_due:
+            return self._tell_soft_limit()
+        return self._coroutine.send(value)
+
+    def throw(self, *exc_info: Any) -> Any:
+        """As the coroutine's, but for a cancellation that means the soft limit."""
+        if self._control.soft_is_due:
+            exc = exc_info[1] if len(exc_info) > 1 and exc_info[1] is not None else exc_info[0]
+            if exc is asyncio.CancelledError or isinstance(exc, asyncio.CancelledError):
+                return self._tell_soft_limit()
+        return self._coroutine.throw(*exc_info)
+
+    def _tell_soft_limit(self) -> Any:
+        control = self._control
+        control.soft_is_due = False
+        if control.task is not None:
+            control.task.uncancel()
+        return self._coroutine.throw(SoftLimitCancelled(control.clock.limits.soft))
+
+    def close(self) -> None:
+        """As the coroutine's."""
+        self._coroutine.close()
+
+
+def _is_soft_limit(exc: BaseException) -> bool:
+    """Whether *exc* is the soft limit, or a group of nothing else."""
+    if isinstance(exc, BaseExceptionGroup):
+        return all(_is_soft_limit(inner) for inner in exc.exceptions)
+    return isinstance(exc, SoftLimitCancelled)
+
+
+async def _await(awaitable: Any) -> Any:
+    return await awaitable
+
+
+def _raise_in_thread(thread: int, exception: type[BaseException] | None) -> None:
+    """Raise *exception* in *thread* at its next bytecode; None: take back one on its way."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread), ctypes.py_object(exception) if exception is not None else None
+    )
+
+
+def _coroutine_frames(coroutine: Any) -> list[FrameType]:
+    """The frames of a suspended coroutine, from the outermost to its await."""
+    frames = []
+    while coroutine is not None:
+        frame = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "gi_frame", None)
+        if frame is not None:
+            frames.append(frame)
+        coroutine = getattr(coroutine, "cr_await", None) or getattr(
+            coroutine, "gi_yieldfrom", None
+        )
+    return frames

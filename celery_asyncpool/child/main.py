@@ -1,0 +1,198 @@
+"""A worker process, from the fork to the exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+from celery.concurrency.prefork import process_destructor, process_initializer
+from celery.utils.log import get_logger
+from kombu.asynchronous import get_event_loop, set_event_loop
+
+from ..core.lifecycle import EX_BOOT
+from ..handover import PROCESS_VARIABLE, ChildEnd, ChildOptions
+from ..pipe import Pipe
+from . import offload, tasks, trace
+from .jobcontext import follow_task_stack, job_of_task, remember_tasks
+from .runner import Runner
+from .tasks import RunCall
+from .threads import BodyThreads
+from .watchdog import Watchdog
+
+__all__ = ["main"]
+
+logger = get_logger(__name__)
+
+#: Seconds that bodies get to clean up when the worker's main process is gone.
+ORPHAN_GRACE = 1.0
+
+
+def main(app: Any, end: ChildEnd, options: ChildOptions) -> None:
+    """Run jobs until there is nothing more to do; ends with ``SystemExit``."""
+    try:
+        process = _start(app, end, options)
+    except BaseException:
+        logger.critical("worker process %s could not start", os.getpid(), exc_info=True)
+        sys.exit(EX_BOOT)
+    exitcode = process.run()
+    process_destructor(os.getpid(), exitcode)
+    _flush_monitoring()
+    sys.exit(exitcode)
+
+
+def _start(app: Any, end: ChildEnd, options: ChildOptions) -> _Process:
+    os.environ[PROCESS_VARIABLE] = str(os.getpid())
+    os.setpgid(0, 0)  # a Ctrl-C in the terminal reaches neither us nor our subprocesses
+    _forget_parent(options.close_fds)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+
+    app.loader.init_worker()  # a spawned child has imported no task yet
+    app.finalize()
+    runs = _prepare_tasks(app)
+    # Sends worker_process_init, before any loop runs: Django's fixup and others
+    # make blocking calls there that Django refuses while one does.
+    process_initializer(app, options.hostname)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _leave_it_to_the_parent)
+    # The parent asks with SIGUSR1 where a blocked loop is; answered in C, so
+    # also when a call holds the interpreter's lock.
+    faulthandler.register(signal.SIGUSR1, file=end.report_fd, all_threads=True, chain=False)
+    return _Process(app, runs, Pipe(end.sock), end.report_fd, options)
+
+
+def _prepare_tasks(app: Any) -> dict[str, RunCall]:
+    """Make Celery's parts of *app* follow jobs and leave the loop free."""
+    follow_task_stack()
+    offload.start_threads()
+    offload.offload_publishing(app)
+    app._backend = offload.OffloadedBackend.of_app(app)
+    return {name: tasks.prepare(task) for name, task in app.tasks.items()}
+
+
+def _forget_parent(close_fds: tuple[int, ...]) -> None:
+    """Let go of what a fork has copied: the other pipes and the parent's hub."""
+    hub = get_event_loop()
+    fds = set(close_fds)
+    if hub is not None:
+        fds.update(fd for fd in (*hub.readers, *hub.writers) if isinstance(fd, int))
+        set_event_loop(None)
+    # Not closed but replaced: objects that still refer to such a number must
+    # not write to a descriptor of ours that happens to get it later.
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for fd in fds:
+        os.dup2(nothing, fd, inheritable=False)
+    os.close(nothing)
+
+
+def _leave_it_to_the_parent(signum: int, frame: FrameType | None) -> None:
+    """Do nothing: the parent says when to go, also when a whole group is signalled.
+
+    A function, not SIG_IGN, which every subprocess would inherit.
+    """
+
+
+def _flush_monitoring() -> None:
+    """Send what Sentry holds: its hook in Celery's own child is not on our way."""
+    sentry = sys.modules.get("sentry_sdk")
+    if sentry is not None:
+        sentry.flush(timeout=2)
+
+
+class _Process:
+    """The loop, the runner on it and their end."""
+
+    def __init__(
+        self,
+        app: Any,
+        runs: dict[str, RunCall],
+        pipe: Pipe,
+        report_fd: int,
+        options: ChildOptions,
+    ) -> None:
+        self.loop = _new_loop(options.loop)
+        asyncio.set_event_loop(self.loop)
+        remember_tasks(self.loop)
+        trace.bind_loop(self.loop)
+        self.threads = BodyThreads(options.threads)
+        self.runner = Runner(app, runs, self.loop, pipe, self.threads, options.cancel_grace)
+        if options.block_warning > 0:
+            self.runner.watchdog = Watchdog(
+                self.loop,
+                options.block_warning,
+                is_busy=lambda: self.runner.is_busy,
+                who=self._who_blocks,
+                report_fd=report_fd,
+                idle_file=__file__,
+            )
+
+    def run(self) -> int:
+        """Run until the parent has no more use for us; return the exit code."""
+        if self.runner.watchdog is not None:
+            self.runner.watchdog.start()
+        self.runner.start()
+        self._run_until(self.runner.finished)
+        if self.runner.lost_parent:
+            self._run_until(self._abort())
+        if self.runner.watchdog is not None:
+            self.runner.watchdog.stop()
+        self._run_until(self._close())
+        offload.stop_threads()
+        trace.bind_loop(None)
+        self.loop.close()
+        return 0
+
+    def _who_blocks(self) -> tuple[int, str]:
+        """Name the job that the loop is running; called by the watchdog's thread."""
+        task = asyncio.current_task(self.loop)
+        job = job_of_task(task) or self.runner.job_of(task)
+        if job is None:
+            return 0, "something that is no task of Celery's"
+        return job.job_id, f"task {job.who}"
+
+    def _run_until(self, awaitable: Any) -> None:
+        """Run the loop until *awaitable* is done, whatever tasks do to the loop.
+
+        asyncio lets a SystemExit that was raised in a task pass through the
+        loop, and any body can call ``loop.stop()``; neither is ours to obey.
+        """
+        future = asyncio.ensure_future(awaitable, loop=self.loop)
+        while not future.done():
+            try:
+                self.loop.run_until_complete(future)
+            except (SystemExit, KeyboardInterrupt) as exc:
+                logger.error("a task raised %r in the event loop; the process goes on", exc)
+            except RuntimeError as exc:
+                if future.done():
+                    raise
+                logger.error("a task stopped the event loop (%s); the process goes on", exc)
+        future.result()
+
+    async def _abort(self) -> None:
+        """The parent is gone: end all bodies, with a little time to clean up."""
+        waiting = self.runner.abort_all()
+        if waiting:
+            await asyncio.wait(waiting, timeout=ORPHAN_GRACE)
+
+    async def _close(self) -> None:
+        """End what bodies have left on the loop, and the threads."""
+        leftover = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in leftover:
+            task.cancel()
+        if leftover:
+            await asyncio.wait(leftover, timeout=ORPHAN_GRACE)
+        await self.loop.shutdown_asyncgens()
+        self.threads.shutdown()
+
+
+def _new_loop(name: str) -> asyncio.AbstractEventLoop:
+    if name == "uvloop":
+        import uvloop
+
+        return uvloop.new_event_loop()
+    return asyncio.new_event_loop()

@@ -1,0 +1,348 @@
+"""Message -> asyncio task -> message.
+
+A job is started only when its ACK has been taken by the kernel: the parent may
+give a job without an ACK to another process, and never one with an ACK. All
+jobs of one read are accepted with one write, and all results of one turn of
+the loop are written with one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from collections import deque
+from typing import Any
+
+from billiard.common import human_status
+from billiard.einfo import ExceptionInfo
+from billiard.exceptions import WorkerLostError
+from celery.app.trace import fast_trace_task, trace_task_ret
+from celery.exceptions import Terminated, TimeLimitExceeded
+from celery.utils.log import get_logger
+from celery.utils.serialization import get_pickleable_exception
+
+from ..core import protocol
+from ..core.protocol import Kind
+from ..core.timelimits import Limits, Verdict
+from ..pipe import Pipe
+from . import tasks
+from .cancel import BodyControl, BodyStopped
+from .jobcontext import JobContext, enter_job
+from .tasks import RunCall
+from .threads import BodyThreads
+from .trace import drive
+from .watchdog import Watchdog
+
+__all__ = ["Runner"]
+
+logger = get_logger(__name__)
+
+
+class Runner:
+    """Runs jobs on *loop* for the parent at the other end of *pipe*.
+
+    Arguments:
+        app: the Celery app.
+        runs: the prepared tasks' functions, by task name.
+        loop: the process's event loop.
+        pipe: this process's end of the socketpair.
+        threads: where the jobs of plain ``def`` tasks run.
+        grace: seconds that a cancelled body has to end.
+    """
+
+    def __init__(
+        self,
+        app: Any,
+        runs: dict[str, RunCall],
+        loop: asyncio.AbstractEventLoop,
+        pipe: Pipe,
+        threads: BodyThreads,
+        grace: float,
+    ) -> None:
+        self.app = app
+        self.runs = runs
+        self.loop = loop
+        self.pipe = pipe
+        self.threads = threads
+        self.grace = grace
+        #: Told when there is something to watch; see :mod:`.watchdog`.
+        self.watchdog: Watchdog | None = None
+        self._running: dict[int, tuple[JobContext, asyncio.Task[None]]] = {}
+        #: Accepted jobs and how many bytes must have left before each may start.
+        self._accepting: deque[tuple[int, JobContext, bytes]] = deque()
+        self._flush_scheduled = False
+        self._writing = False
+        self._draining = False
+        self._reported: dict[str, float] = {}
+        #: Done when this process has nothing more to do: drained, or left alone.
+        self.finished: asyncio.Future[None] = loop.create_future()
+
+    def __repr__(self) -> str:
+        state = ", draining" if self._draining else ""
+        return f"<Runner {len(self._running)} running{state}>"
+
+    def start(self) -> None:
+        """Tell the parent that this process is up, and take jobs."""
+        self.loop.add_reader(self.pipe.fileno(), self._on_readable)
+        self._send(protocol.encode(Kind.WORKER_UP))
+
+    @property
+    def lost_parent(self) -> bool:
+        """Whether the parent has gone, or has closed its end to be rid of us."""
+        return self.pipe.eof
+
+    def job_of(self, task: asyncio.Task[Any] | None) -> JobContext | None:
+        """The job whose own asyncio task is *task*."""
+        for job, own in list(self._running.values()):
+            if own is task:
+                return job
+        return None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether any job is running."""
+        return bool(self._running)
+
+    def abort_all(self) -> list[asyncio.Task[None]]:
+        """Cancel all jobs, which then report nothing; return what to wait for."""
+        running = list(self._running.values())
+        for job, task in running:
+            job.aborted = True
+            task.cancel()
+        return [task for _, task in running]
+
+    # From the parent.
+
+    def _on_readable(self) -> None:
+        try:
+            messages = self.pipe.read()
+        except protocol.ProtocolError as exc:
+            logger.critical("the pipe from the worker is broken, giving up: %s", exc)
+            self._lose_parent()
+            return
+        now = time.monotonic()
+        for message in messages:
+            if message.kind is Kind.TASK:
+                self.pipe.write(protocol.encode_time(Kind.ACK, message.job_id, now))
+                job = JobContext(message.job_id)
+                self._accepting.append((self.pipe.written, job, message.payload))
+            elif message.kind is Kind.CANCEL:
+                self._terminate(message.job_id)
+            elif message.kind is Kind.DRAIN:
+                self._draining = True
+            else:
+                raise AssertionError(f"{message.kind!r} is not for a child")
+        self._flush()
+
+    def _start_accepted(self) -> None:
+        accepting = self._accepting
+        while accepting and accepting[0][0] <= self.pipe.sent:
+            _, job, payload = accepting.popleft()
+            task = self.loop.create_task(self._run(job, payload))
+            self._running[job.job_id] = job, task
+            if self.watchdog is not None:
+                self.watchdog.wake()
+
+    def _terminate(self, job_id: int) -> None:
+        """End the body of one job; it may not have started, or have ended already."""
+        for _, job, _ in self._accepting:
+            if job.job_id == job_id:
+                job.terminating = True
+                return
+        if job_id in self._running:
+            job, _ = self._running[job_id]
+            job.terminating = True
+            if job.control is not None:
+                job.control.terminate()
+
+    # One job.
+
+    async def _run(self, job: JobContext, payload: bytes) -> None:
+        enter_job(job)
+        try:
+            target, args, kwargs, soft, hard = protocol.loads(payload)
+            control = self._control(job, args, Limits(soft, hard))
+            if job.terminating:
+                control.clock.terminate(time.monotonic())
+                raise BodyStopped(None)
+            value = await self._call(target, args, kwargs)
+            ready = self._encode(job.job_id, True, value)
+        except BaseException as exc:
+            # Whatever a job raises is its own end: SystemExit must not end the
+            # loop, and a cancelled job must still tell that its slot is free.
+            ready = self._encode_error(job, exc)
+        if job.control is not None:
+            job.control.close()
+        del self._running[job.job_id]
+        self._send(ready)
+
+    def _control(self, job: JobContext, args: Any, limits: Limits) -> BodyControl:
+        job.who = f"{args[0]}[{args[1]}]" if len(args) > 1 else f"job {job.job_id}"
+        job.control = BodyControl(
+            limits,
+            self.grace,
+            self.loop,
+            job.who,
+            on_started=functools.partial(self._on_started, job.job_id),
+            on_cancelled=functools.partial(self._send_now, Kind.CANCELLED, job.job_id),
+            on_stuck=functools.partial(self._on_stuck, job.job_id),
+        )
+        job.control.task = asyncio.current_task()
+        return job.control
+
+    def _on_started(self, job_id: int) -> None:
+        # At once: the body may block the loop from its first line on, and the
+        # parent's own clock is then all that is left of its hard limit.
+        self.pipe.write(protocol.encode_time(Kind.STARTED, job_id, time.monotonic()))
+        self.pipe.flush()
+        self._schedule_flush()
+
+    def _on_stuck(self, job_id: int, verdict: Verdict, stack: str) -> None:
+        logger.error("the body of job %d does not end; its process must go:\n%s", job_id, stack)
+        self._send_now(Kind.STUCK, job_id, protocol.dumps((verdict.value, stack)))
+
+    def _send_now(self, kind: Kind, job_id: int, payload: bytes = b"") -> None:
+        self._send(protocol.encode(kind, job_id, payload))
+
+    async def _call(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if target is fast_trace_task or target is trace_task_ret:
+            run = self.runs.get(args[0]) or self._prepare_late(args[0])
+            if run.is_async:
+                return await drive(target, *args, **kwargs)
+        self._schedule_flush()  # it tells how many threads are in use
+        return await self.threads.run(target, *args, **kwargs)
+
+    def _prepare_late(self, name: str) -> RunCall:
+        """Prepare a task that was registered after this process started."""
+        task = self.app.tasks[name]
+        run = self.runs[name] = tasks.prepare(task)
+        tasks.build_trace(self.app, task)
+        return run
+
+    def _encode_error(self, job: JobContext, exc: BaseException) -> bytes:
+        """Return the READY frame of a job whose tracer has reported nothing."""
+        clock = job.control.clock if job.control is not None else None
+        if job.aborted or (clock is not None and clock.is_detached):
+            return protocol.encode(Kind.READY, job.job_id)
+        if clock is not None and clock.verdict is Verdict.TERMINATED:
+            exc = Terminated("SIGTERM")
+        elif clock is not None and clock.verdict is Verdict.HARD_LIMIT:
+            exc = TimeLimitExceeded(clock.limits.hard)
+        return self._encode(job.job_id, False, _einfo(_as_celery_expects(exc)))
+
+    def _encode(self, job_id: int, succeeded: bool, value: Any) -> bytes:
+        """Return the READY frame, whatever *value* is."""
+        try:
+            payload = protocol.dumps((succeeded, value))
+            if not succeeded or value[0]:
+                protocol.loads(payload)  # an exception may pickle and not unpickle
+            return protocol.encode(Kind.READY, job_id, payload)
+        except Exception as exc:
+            replacement = _pickleable(succeeded, value, exc)
+            return protocol.encode(Kind.READY, job_id, protocol.dumps(replacement))
+
+    # To the parent.
+
+    def _send(self, frame: bytes) -> None:
+        self.pipe.write(frame)
+        self._schedule_flush()
+
+    def _schedule_flush(self) -> None:
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self.loop.call_soon(self._flush_turn)
+
+    def _flush_turn(self) -> None:
+        self._flush_scheduled = False
+        status = self._status()
+        if status != self._reported:
+            self._reported = status
+            self.pipe.write(protocol.encode(Kind.STATUS, 0, protocol.dumps(status)))
+        self._flush()
+
+    def _status(self) -> dict[str, float]:
+        status: dict[str, float] = {"threads": self.threads.in_use}
+        if self.watchdog is not None:
+            status.update(self.watchdog.counters())
+        return status
+
+    def _flush(self) -> None:
+        done = self.pipe.flush()
+        self._start_accepted()
+        if self.pipe.eof:
+            self._lose_parent()
+        elif done and self._writing:
+            self._writing = False
+            self.loop.remove_writer(self.pipe.fileno())
+        elif not done and not self._writing:
+            # The parent does not read: results stay here, and new jobs wait
+            # for their ACKs, until the kernel has room again.
+            self._writing = True
+            self.loop.add_writer(self.pipe.fileno(), self._flush)
+        self._finish_if_done()
+
+    def _lose_parent(self) -> None:
+        self.loop.remove_reader(self.pipe.fileno())
+        if self._writing:
+            self._writing = False
+            self.loop.remove_writer(self.pipe.fileno())
+        if not self.finished.done():
+            self.finished.set_result(None)
+
+    def _finish_if_done(self) -> None:
+        busy = self._running or self._accepting or self.pipe.unsent
+        if self._draining and not busy and not self.finished.done():
+            self.finished.set_result(None)
+
+
+def _einfo(exc: BaseException) -> ExceptionInfo:
+    """Return the exception info of *exc*, which may not have been raised yet."""
+    try:
+        raise exc
+    except BaseException:
+        return ExceptionInfo()
+
+
+def _as_celery_expects(exc: BaseException) -> BaseException:
+    """Return the exception that Celery's ``Request.on_failure`` is given for *exc*.
+
+    A body that raises SystemExit or KeyboardInterrupt would have ended its
+    process in Celery's own pool; tasks and operators know that outcome as
+    ``WorkerLostError`` with this text.
+    """
+    if isinstance(exc, SystemExit):
+        code = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
+        status = human_status(code)
+    elif isinstance(exc, KeyboardInterrupt):
+        status = type(exc).__name__
+    else:
+        return exc
+    lost = WorkerLostError(
+        f"Worker exited prematurely: {status}. (The task raised {exc!r}; "
+        "its process and the other tasks in it live on.)"
+    )
+    return lost.with_traceback(exc.__traceback__)
+
+
+def _pickleable(succeeded: bool, value: Any, error: Exception) -> tuple[bool, Any]:
+    """Return what can be said of a result that cannot be sent."""
+    try:
+        if not succeeded:
+            return False, _pickleable_einfo(value)
+        failed, retval, runtime = value
+        if failed:
+            return True, (failed, _pickleable_einfo(retval), runtime)
+    except Exception as exc:
+        error = exc
+    return False, _einfo(WorkerLostError(f"the result could not be sent to the worker: {error!r}"))
+
+
+def _pickleable_einfo(einfo: Any) -> Any:
+    """Return *einfo* with an exception that can be pickled; its text is kept."""
+    exception = getattr(einfo.exception, "exc", einfo.exception)
+    wrapped = get_pickleable_exception(exception)
+    copy = _einfo(wrapped)
+    copy.traceback = einfo.traceback
+    copy.internal = einfo.internal
+    return copy

@@ -1,0 +1,186 @@
+"""Make a task's functions callable by Celery's synchronous tracer.
+
+The innermost function is wrapped: ``task._orig_run`` where ``autoretry_for``
+has wrapped ``run``, else ``task.run``; so retries, Sentry and other wrappers
+around it see the result, not a coroutine. This must happen before the task's
+tracer is built, since the tracer keeps what it finds then.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from celery.app import trace
+from celery.app.task import Task as BaseTask
+from celery.exceptions import SoftTimeLimitExceeded
+from celery.utils.nodenames import gethostname
+
+from ..core.timelimits import Verdict
+from ..tasktypes import body_attribute, has_async_body
+from .cancel import BodyStopped
+from .jobcontext import JobContext, current_job, follow_jobs
+from .offload import OffloadedBackend, RetryAfterBody, publish_deferred
+from .trace import can_settle, in_tracer, settle
+
+__all__ = ["RunCall", "build_trace", "prepare"]
+
+HANDLERS = ("before_start", "on_success", "on_failure", "on_retry", "after_return")
+
+
+class SettledCall:
+    """A function whose awaitable result the tracer gets awaited."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, function)  # copies its attributes, ours come last
+        self.function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return settle(self.function(*args, **kwargs))
+
+
+class RunCall(SettledCall):
+    """The task's own function: the body of its jobs."""
+
+    def __init__(self, function: Callable[..., Any], task: Any) -> None:
+        super().__init__(function)
+        self.task = task
+        #: Whether the task's jobs need no thread: the loop awaits their bodies.
+        self.is_async = has_async_body(task)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        job = current_job()
+        if job is None or job.in_body or not can_settle():
+            # Not the tracer: somebody calls the task directly.
+            return self.function(*args, **kwargs)
+        return run_body(job, self.task, functools.partial(self._call, job, args, kwargs))
+
+    def _call(self, job: JobContext, args: Any, kwargs: Any) -> Any:
+        job.in_body = True
+        try:
+            value = self.function(*args, **kwargs)
+        finally:
+            job.in_body = False
+        if inspect.isgenerator(value) or inspect.isasyncgen(value):
+            raise TypeError(
+                f"task {self.task.name} returned a generator, which nobody would run; "
+                "return a value, or a list of what it yields"
+            )
+        if inspect.isawaitable(value):
+            # A plain function that gives an awaitable: its later jobs need no
+            # thread (a decorator without functools.wraps hides what it wraps).
+            self.is_async = True
+        return value
+
+
+class OutermostCall(SettledCall):
+    """What the tracer calls instead of the task's ``run``."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return call_for_tracer(self.function, *args, **kwargs)
+
+
+def call_for_tracer(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call *function*, and show the tracer what the pool has decided of a body in it."""
+    try:
+        return settle(function(*args, **kwargs))
+    except BodyStopped as stop:
+        if stop.error is None:
+            raise  # past the tracer: somebody else reports the outcome
+        raise stop.error from None
+
+
+def run_body(job: JobContext, task: Any, call: Callable[[], Any]) -> Any:
+    """Call the body, await what it gives, and return its value, within its limits.
+
+    Raises ``BodyStopped`` where the pool has decided the outcome.
+    """
+    control = job.control
+    if control is None or control.has_started:
+        return settle(call())  # an errback that Celery calls in the failed task's job
+    control.start(None if in_tracer() is not None else threading.get_ident())
+    try:
+        try:
+            value = call()
+            if inspect.isawaitable(value):
+                value = settle(control.watch(value))
+        finally:
+            control.end()
+    except BaseException as exc:
+        # Again: what ends a thread's body may have arrived within that `finally`.
+        control.end()
+        if job.aborted:
+            raise  # past the tracer: an aborted job reports nothing
+        error = control.outcome(exc)
+        if error is None or error is exc:
+            raise
+        raise error from (None if isinstance(error, SoftTimeLimitExceeded) else exc)
+    else:
+        error = control.outcome(None)
+        if error is not None:
+            raise error
+        return value
+    finally:
+        if control.clock.verdict is Verdict.NONE and not job.aborted:
+            publish_deferred(job, task.app)
+
+
+def prepare(task: Any) -> RunCall:
+    """Prepare *task* for jobs in this process, once; return its wrapped function.
+
+    Its tracer has to be built afterwards: :func:`build_trace`, or Celery's
+    ``process_initializer`` for all tasks.
+    """
+    follow_jobs(task)
+    name = body_attribute(task)
+    run = RunCall(getattr(task, name), task)
+    setattr(task, name, run)
+    if not _settle_custom_call(type(task)):
+        task.run = OutermostCall(task.run)
+    task.retry = RetryAfterBody(task.retry)
+    for handler in HANDLERS:
+        if getattr(type(task), handler) is not getattr(BaseTask, handler):
+            setattr(task, handler, SettledCall(getattr(task, handler)))
+    if task._backend is not None:
+        task.backend = OffloadedBackend.of_task(task._backend)
+    return run
+
+
+def build_trace(app: Any, task: Any) -> None:
+    """Build the tracer of a prepared *task* as Celery would.
+
+    ``build_tracer`` is looked up at each call, so that tools which replace it
+    (Sentry) are heard.
+    """
+    task.__trace__ = trace.build_tracer(task.name, task, app.loader, gethostname(), app=app)
+
+
+def _settle_custom_call(cls: type) -> bool:
+    """Make an overridden ``__call__`` of *cls* the outermost call; False if there is none."""
+    for base in cls.__mro__:
+        if base is BaseTask:
+            return False
+        call = base.__dict__.get("__call__")
+        if call is not None:
+            if not hasattr(call, "_celery_asyncpool"):
+                setattr(base, "__call__", _outermost_method(call))  # noqa: B010
+            return True
+    return False
+
+
+def _outermost_method(method: Callable[..., Any]) -> Callable[..., Any]:
+    is_body = inspect.iscoroutinefunction(inspect.unwrap(method))
+
+    @functools.wraps(method)
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        job = current_job()
+        if is_body and job is not None and can_settle():
+            call = functools.partial(method, self, *args, **kwargs)
+            return call_for_tracer(run_body, job, self, call)
+        return call_for_tracer(method, self, *args, **kwargs)
+
+    __call__._celery_asyncpool = True  # type: ignore[attr-defined]
+    return __call__

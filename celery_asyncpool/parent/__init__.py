@@ -1,0 +1,1 @@
+"""The worker's main process: starts, feeds, watches and ends worker processes."""

@@ -1,0 +1,141 @@
+"""The worker's end, seen from Celery's main thread.
+
+A warm shutdown waits for what runs. Meanwhile the main thread keeps the hub
+going, broker connection included, so that acks leave, heartbeats beat, limits
+hold and remote control (a revoke) is heard. The tasks' queues are no longer
+read. A cold shutdown does not wait, and leaves Celery's hub alone: it may have
+been interrupted by the very signal handler that runs this.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from celery.utils.log import get_logger
+from celery.worker import state as worker_state
+from kombu.asynchronous import Hub
+from kombu.common import ignore_errors
+
+from .hub import HubThread
+from .supervisor import Supervisor
+
+__all__ = ["Shutdown", "is_cold_shutdown"]
+
+logger = get_logger(__name__)
+
+#: Seconds that the main thread waits at once, where it has no hub to run.
+PAUSE = 0.2
+
+
+def is_cold_shutdown() -> bool:
+    """Whether Celery has decided not to wait; what it sets may be an exit code of 0."""
+    return worker_state.should_terminate is not None and worker_state.should_terminate is not False
+
+
+class Shutdown:
+    """Ends a supervisor and all its processes; :meth:`run` returns when they have gone.
+
+    Arguments:
+        supervisor: what is to end.
+        hub: Celery's hub, None where its transport has none.
+        thread: in which the supervisor lives where there is no hub.
+        consumer: Celery's consumer with its connection, if it is still there.
+    """
+
+    def __init__(
+        self, supervisor: Supervisor, hub: Any, thread: HubThread | None, consumer: Any
+    ) -> None:
+        self._supervisor = supervisor
+        self._hub = hub
+        self._thread = thread
+        self._consumer = consumer
+        self._own_hub: Hub | None = None
+        self._finished = threading.Event()
+        self._is_cold = False
+
+    def run(self, cold: bool = False) -> None:
+        """End everything; a SIGQUIT that comes meanwhile makes it a *cold* shutdown."""
+        if cold or is_cold_shutdown():
+            self._go_cold()
+        else:
+            self._go_warm()
+        try:
+            while not self._finished.is_set():
+                if is_cold_shutdown() and not self._is_cold:
+                    self._go_cold()
+                self._turn()
+        finally:
+            if self._own_hub is not None:
+                self._own_hub.close()
+
+    def _go_warm(self) -> None:
+        self._stop_consuming()
+        if self._hub is not None:
+            self._watch_broker()
+            self._supervisor.attach(self._hub)  # Celery before 5.7 has just reset it
+        self._call(self._supervisor.finish)
+
+    def _go_cold(self) -> None:
+        self._is_cold = True
+        if self._thread is None:
+            self._leave_hub()
+        self._call(self._supervisor.abort)
+
+    def _call(self, end: Any) -> None:
+        if self._thread is not None:
+            self._thread.call(end, self._finished.set)
+        else:
+            end(self._finished.set)
+
+    def _turn(self) -> None:
+        """Let everything go on for a moment."""
+        if self._thread is not None:
+            self._serve_connection()
+            return
+        hub = self._own_hub or self._hub
+        if hub is None:
+            hub = self._leave_hub()
+        try:
+            hub.run_once()
+        except Exception as exc:
+            if hub is self._own_hub:
+                raise
+            logger.warning("the broker connection broke during the shutdown: %r", exc)
+            self._leave_hub()
+
+    def _leave_hub(self) -> Hub:
+        """Go on in a hub of our own, without the broker."""
+        if self._own_hub is None:
+            self._own_hub = Hub()
+            self._supervisor.attach(self._own_hub)
+        return self._own_hub
+
+    # The broker, without a hub: remote control is read by the main thread.
+
+    def _serve_connection(self) -> None:
+        connection = getattr(self._consumer, "connection", None)
+        if connection is None or self._is_cold:
+            self._finished.wait(PAUSE)
+            return
+        try:
+            self._consumer.perform_pending_operations()
+            connection.drain_events(timeout=PAUSE)
+        except TimeoutError:
+            return
+        except Exception as exc:
+            logger.warning("the broker connection broke during the shutdown: %r", exc)
+            self._consumer = None
+
+    # The broker, with a hub.
+
+    def _stop_consuming(self) -> None:
+        tasks = getattr(self._consumer, "task_consumer", None)
+        if tasks is not None:
+            ignore_errors(self._consumer, tasks.cancel)
+
+    def _watch_broker(self) -> None:
+        """Read the broker's connection again where Celery has just reset the hub (5.5, 5.6)."""
+        connection = getattr(self._consumer, "connection", None)
+        if connection is not None and not self._hub.readers:
+            connection.transport.register_with_event_loop(connection.connection, self._hub)

@@ -1,0 +1,307 @@
+"""What Celery calls, in Celery's words."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import itertools
+import os
+from collections.abc import Callable
+from typing import Any
+
+from celery.concurrency.base import BasePool
+from celery.signals import worker_ready
+from celery.utils.log import get_logger
+from celery.worker import state as worker_state
+from celery.worker.request import Request
+
+from .child.main import main
+from .core import protocol
+from .core.job import Callbacks, Job
+from .handover import ChildOptions
+from .parent.hub import HubThread
+from .parent.process import Spawner, WorkerProcess
+from .parent.shutdown import Shutdown, is_cold_shutdown
+from .parent.supervisor import Supervisor
+from .request import use_request
+from .settings import Settings, check_platform
+from .tasklimits import check_tasks, job_limits
+
+__all__ = ["Pool"]
+
+logger = get_logger(__name__)
+
+EX_FAILURE = 1
+
+#: Options of Celery's that this version does not act on, with their setting.
+NOT_YET = {
+    "maxtasksperchild": "worker_max_tasks_per_child (--max-tasks-per-child)",
+    "max_memory_per_child": "worker_max_memory_per_child (--max-memory-per-child)",
+}
+
+
+class Pool(BasePool):
+    """Processes, each with an event loop on its main thread and many tasks on it.
+
+    *limit* is what it is for every pool of Celery's: how many tasks run at once
+    (``-c``), here spread over ``asyncpool_processes``.
+
+    Raises :exc:`~celery_asyncpool.settings.BadSetting` (an
+    ``ImproperlyConfigured``) before anything is forked.
+    """
+
+    #: A task that waits for a slot waits in Celery's consumer, where it can
+    #: still expire or be revoked.
+    uses_semaphore = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        check_platform()
+        self.settings = Settings.from_conf(
+            self.app.conf,
+            self.limit,
+            self.options.get("soft_timeout"),
+            self.options.get("timeout"),
+        )
+        check_tasks(self.app, self.settings.limits)
+        self._job_ids = itertools.count(1)
+        self._supervisor: Supervisor | None = None
+        #: Celery's hub, or where its transport has none a thread with ours.
+        self._hub: Any = None
+        self._thread: HubThread | None = None
+        #: Celery's consumer, once it is connected.
+        self._consumer: Any = None
+        self._stopping = False
+
+    # Start.
+
+    def on_start(self) -> None:
+        """Start the processes; Celery calls it before it connects to the broker."""
+        self._warn_of_ignored_options()
+        use_request(self.app)
+        _, hostname = self.options["initargs"]
+        if not self.forking_enable:
+            # Celery's modules bind tasks of a fresh interpreter differently.
+            os.environ["FORKED_BY_MULTIPROCESSING"] = "1"
+        self._supervisor = Supervisor(
+            Spawner(
+                "fork" if self.forking_enable else "spawn",
+                main,
+                self.app,
+                ChildOptions(
+                    hostname=hostname,
+                    threads=self.settings.threads,
+                    loop=self.settings.loop,
+                    cancel_grace=self.settings.cancel_grace,
+                    block_warning=self.settings.block_warning,
+                ),
+                start_timeout=self.settings.start_timeout,
+            ),
+            target=self.settings.processes,
+            slots=self.settings.slots_per_process,
+            limit=self.settings.slots,
+            drain_timeout=self.settings.drain_timeout,
+            cancel_grace=self.settings.cancel_grace,
+            on_slot_free=self._slot_is_free,
+            on_give_up=_end_worker,
+        )
+        atexit.register(self._supervisor.kill_all)
+        worker_ready.connect(self._on_worker_ready)
+        gc.collect()
+        self._supervisor.maintain()
+        if self.options.get("threads", True):
+            self._thread = HubThread(on_crash=lambda exc: _end_worker())
+            self._thread.call(self._supervisor.attach, self._thread.hub)
+            self._thread.start()
+
+    def _warn_of_ignored_options(self) -> None:
+        for option, name in NOT_YET.items():
+            if self.options.get(option):
+                logger.warning("%s has no effect with this version of celery_asyncpool", name)
+
+    def did_start_ok(self) -> bool:
+        """Whether it is worth to go on; Celery asks once, when it is connected."""
+        return self._supervisor is not None
+
+    def register_with_event_loop(self, loop: Any) -> None:
+        """Live in Celery's hub; called again after each reconnect to the broker."""
+        if self._supervisor is not None:
+            self._hub = loop
+            self._supervisor.attach(loop)
+
+    # Jobs.
+
+    def on_apply(  # type: ignore[override]
+        self,
+        target: Callable[..., Any],
+        args: Any = (),
+        kwargs: Any = None,
+        *,
+        callbacks_propagate: tuple[type[BaseException], ...] = (),
+        accept_callback: Callable[..., Any] | None = None,
+        callback: Callable[..., Any] | None = None,
+        error_callback: Callable[..., Any] | None = None,
+        soft_timeout: float | None = None,
+        timeout: float | None = None,
+        correlation_id: str | None = None,
+        **options: Any,
+    ) -> Job:
+        """Queue one call and return its record; never blocks.
+
+        With a hub, Celery's semaphore lets in only what has a slot. Without
+        one, tasks wait here: ``waitforslot`` is not needed, since a task that
+        had to wait is asked again whether it was revoked or has expired, and
+        the consumer stays free to hear of it. The prefetch bounds how many wait.
+        """
+        request = getattr(accept_callback, "__self__", None)
+        revoked = request.revoked if isinstance(request, Request) else None
+        job = Job(
+            next(self._job_ids),
+            b"",
+            name=str(args[0]) if args else repr(target),
+            uuid=str(correlation_id),
+            callbacks=Callbacks(
+                accept=accept_callback,
+                success=callback,
+                error=error_callback,
+                revoked=revoked,
+                propagate=callbacks_propagate,
+                terminate=self._terminate,
+            ),
+        )
+        error = None
+        try:
+            job.limits = job_limits(soft_timeout, timeout, self.settings.limits, str(job))
+            job.payload = protocol.dumps(
+                (target, args, kwargs or {}, job.limits.soft, job.limits.hard)
+            )
+        except Exception as exc:
+            error = exc
+        self._in_hub(self._started.submit, job, error)
+        return job
+
+    def terminate_job(self, pid: int, signal: int | None = None) -> None:
+        """Nothing: process *pid* has other tasks too, so only ``Job.terminate`` ends one.
+
+        Celery's ``Request`` calls both.
+        """
+
+    def _terminate(self, job: Job, signum: int) -> None:
+        self._in_hub(self._started.terminate, job, signum)
+
+    def _slot_is_free(self) -> None:
+        semaphore = self.options.get("semaphore")
+        if semaphore is not None:
+            semaphore.release()
+
+    def flush(self) -> None:
+        """The broker is lost: drop what no process has, since it will come again.
+
+        Called after Celery has reset the semaphore as if nothing were running.
+        """
+        if self._supervisor is not None:
+            self._in_hub(self._flush)
+
+    def _flush(self) -> None:
+        self._started.drop_queued()
+        semaphore = self.options.get("semaphore")
+        if semaphore is not None:
+            semaphore.value = max(semaphore.initial_value - self._started.unfinished, 0)
+
+    def maintain_pool(self, *args: Any, **kwargs: Any) -> None:
+        """Replace processes that are missing, now rather than within a second."""
+        self._in_hub(self._started.maintain)
+
+    # The end.
+
+    def on_close(self) -> None:
+        """The worker begins to stop, and its consumer is still connected.
+
+        A warm shutdown waits here, not in :meth:`on_stop`, which Celery calls
+        when its consumer has closed remote control: a task that never ends can
+        still be revoked.
+        """
+        if not is_cold_shutdown():
+            self._shut_down()
+
+    def on_stop(self) -> None:
+        """Celery's consumer has stopped, or a signal handler makes the shutdown cold."""
+        self._consumer = None
+        self._shut_down()
+
+    def on_terminate(self) -> None:
+        """Cold shutdown: bodies are cancelled, processes end in seconds."""
+        self._consumer = None
+        self._shut_down(cold=True)
+
+    def _shut_down(self, cold: bool = False) -> None:
+        if self._supervisor is None or self._stopping:
+            return  # ended before, or a signal handler that interrupted this very wait
+        self._stopping = True
+        supervisor = self._supervisor
+        Shutdown(supervisor, self._hub, self._thread, self._consumer).run(cold)
+        atexit.unregister(supervisor.kill_all)
+        self._supervisor = self._hub = self._consumer = None
+        if self._thread is not None:
+            self._thread.stop()
+            self._thread = None
+
+    def _on_worker_ready(self, sender: Any, **kwargs: Any) -> None:
+        """Celery says what its consumer is."""
+        self._consumer = sender
+        if getattr(sender.controller, "autoscale", None):
+            logger.warning("--autoscale has no effect with this version of celery_asyncpool")
+
+    # Statistics.
+
+    def _get_info(self) -> dict[str, Any]:
+        info: dict[str, Any] = super()._get_info()  # type: ignore[misc]
+        processes = self._supervisor.processes if self._supervisor is not None else []
+        info.update(
+            {
+                "processes": [process.pid for process in processes],
+                "loop": self.settings.loop,
+                "timeouts": [self.settings.limits.soft or 0, self.settings.limits.hard or 0],
+                "worker-processes": {
+                    str(process.pid): self._process_info(process) for process in processes
+                },
+            }
+        )
+        return info
+
+    def _process_info(self, process: WorkerProcess) -> dict[str, Any]:
+        return {
+            "state": process.life.state.value,
+            "slots": self.settings.slots_per_process,
+            "slots-in-use": len(process.jobs),
+            "jobs-done": process.done,
+            "threads": self.settings.threads,
+            "threads-in-use": process.status.get("threads", 0),
+            "blocks": process.status.get("blocks", 0),
+            "blocked-seconds": process.status.get("blocked_seconds", 0),
+        }
+
+    @property
+    def num_processes(self) -> int:
+        """Slots: what Celery's prefetch arithmetic, autoscaler and Flower mean by it."""
+        return int(self.limit)
+
+    # Inside.
+
+    @property
+    def _started(self) -> Supervisor:
+        if self._supervisor is None:
+            raise RuntimeError("the pool is not running: start() was not called, or stop() was")
+        return self._supervisor
+
+    def _in_hub(self, function: Callable[..., Any], *args: Any) -> None:
+        """Call *function* where the supervisor lives."""
+        if self._thread is not None:
+            self._thread.call(function, *args)
+        else:
+            function(*args)
+
+
+def _end_worker() -> None:
+    """Make Celery's worker stop with a failure, at its next turn."""
+    setattr(worker_state, "should_stop", EX_FAILURE)  # noqa: B010 (its stub says None)

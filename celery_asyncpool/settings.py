@@ -1,0 +1,165 @@
+"""Every setting of the pool: its name, default, check and error.
+
+Nothing else knows a default. Settings are plain Celery configuration, read
+from ``app.conf``: ``app.conf.asyncpool_threads = 8``, a ``celeryconfig``
+module, or ``CELERY_ASYNCPOOL_THREADS = 8`` in Django's settings with
+``app.config_from_object("django.conf:settings", namespace="CELERY")``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import click
+from celery.exceptions import ImproperlyConfigured
+
+from .core.timelimits import Limits, check_limits
+from .cpus import usable_cpus
+
+__all__ = [
+    "DEFAULT_SLOTS_PER_PROCESS",
+    "BadSetting",
+    "Settings",
+    "check_platform",
+    "configured_processes",
+]
+
+#: Slots per process where neither ``-c`` nor ``worker_concurrency`` says a number.
+DEFAULT_SLOTS_PER_PROCESS = 100
+
+DEFAULT_THREADS = 32
+
+LOOPS = ("uvloop", "asyncio")
+
+
+class BadSetting(ImproperlyConfigured, click.ClickException):
+    """A setting that cannot be: one sentence with its name, value and what is allowed.
+
+    As a ``ClickException`` it ends ``celery worker`` with that sentence instead
+    of a traceback; as an ``ImproperlyConfigured`` it is what programs that build
+    a ``Worker`` themselves expect.
+    """
+
+    def __init__(self, message: str) -> None:
+        click.ClickException.__init__(self, f"celery_asyncpool: {message}")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The checked settings of one worker."""
+
+    #: ``worker_concurrency`` or ``-c``: tasks that the worker runs at once.
+    slots: int
+    #: ``asyncpool_processes`` or ``--processes``; never more than slots.
+    processes: int
+    #: ``asyncpool_threads``: plain ``def`` bodies that one process runs at once.
+    threads: int
+    #: ``asyncpool_loop``: ``"uvloop"`` or ``"asyncio"``.
+    loop: str
+    #: ``asyncpool_cancel_grace``: seconds that a cancelled body has to end.
+    cancel_grace: float
+    #: ``asyncpool_drain_timeout``: seconds that the neighbours of a body that
+    #: refuses to end have before their process is killed.
+    drain_timeout: float
+    #: ``asyncpool_block_warning``: seconds of a blocked loop that are worth a
+    #: warning; 0: none.
+    block_warning: float
+    #: ``task_soft_time_limit`` and ``task_time_limit``, for tasks without their own.
+    limits: Limits
+    #: ``worker_proc_alive_timeout``: seconds a process may take to come up.
+    start_timeout: float
+
+    @classmethod
+    def from_conf(
+        cls,
+        conf: Mapping[str, Any],
+        slots: int,
+        soft_time_limit: Any = None,
+        time_limit: Any = None,
+    ) -> Settings:
+        """Read and check all settings; raises :exc:`BadSetting`.
+
+        *slots* is what Celery made of ``-c``, ``worker_concurrency`` and
+        ``--autoscale``; the limits are what it made of ``--soft-time-limit``,
+        ``--time-limit`` and their settings.
+        """
+        return cls(
+            slots=slots,
+            processes=min(configured_processes(conf), max(slots, 1)),
+            threads=_whole_number(conf, "asyncpool_threads", DEFAULT_THREADS),
+            loop=_choice(conf, "asyncpool_loop", LOOPS),
+            cancel_grace=_seconds(conf, "asyncpool_cancel_grace", 5.0),
+            drain_timeout=_seconds(conf, "asyncpool_drain_timeout", 300.0),
+            block_warning=_seconds(conf, "asyncpool_block_warning", 1.0, zero=True),
+            limits=_limits(soft_time_limit, time_limit),
+            start_timeout=_seconds(conf, "worker_proc_alive_timeout", 4.0),
+        )
+
+    @property
+    def slots_per_process(self) -> int:
+        """Slots of each process, so that all together are at least ``slots``."""
+        return -(-self.slots // self.processes)
+
+
+def configured_processes(conf: Mapping[str, Any]) -> int:
+    """Return ``asyncpool_processes``, by default the CPUs this process may use."""
+    return _whole_number(conf, "asyncpool_processes", usable_cpus())
+
+
+def check_platform(platform: str = sys.platform) -> None:
+    """Raise :exc:`BadSetting` where the pool cannot run at all."""
+    if platform == "win32":
+        raise BadSetting(
+            "the pool runs on Linux and macOS, not on Windows: it forks processes and uses "
+            "uvloop; on Windows use Celery's threads pool (-P threads), or run it in WSL"
+        )
+    if os.environ.get("USE_FAST_LOCALS"):
+        raise BadSetting(
+            f"USE_FAST_LOCALS must not be set, got {os.environ['USE_FAST_LOCALS']!r} (environment "
+            "variable): it ties current_task to threads, and here many tasks share one"
+        )
+
+
+def _whole_number(conf: Mapping[str, Any], name: str, default: int) -> int:
+    value = conf.get(name)
+    if value is None:
+        return default
+    if isinstance(value, str) and value.strip().isdecimal():
+        value = int(value)  # configuration that was read from the environment
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise BadSetting(f"{name} must be a whole number of at least 1, got {value!r}")
+    return value
+
+
+def _seconds(conf: Mapping[str, Any], name: str, default: float, *, zero: bool = False) -> float:
+    """Return the seconds of the setting *name*; *zero*: whether 0 is one of them."""
+    value = conf.get(name)
+    if value is None:
+        return default
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not (value > 0 or (zero and value == 0)):
+        least = "of at least 0" if zero else "above 0"
+        raise BadSetting(f"{name} must be a number of seconds {least}, got {value!r}")
+    return float(value)
+
+
+def _limits(soft: Any, hard: Any) -> Limits:
+    try:
+        return check_limits(soft, hard, "all tasks (task_soft_time_limit, task_time_limit)")
+    except ValueError as exc:
+        raise BadSetting(str(exc)) from None
+
+
+def _choice(conf: Mapping[str, Any], name: str, allowed: tuple[str, ...]) -> str:
+    """Return the setting *name*; the first of *allowed* is the default."""
+    value = conf.get(name)
+    if value is None:
+        return allowed[0]
+    if value not in allowed:
+        words = " or ".join(repr(word) for word in allowed)
+        raise BadSetting(f"{name} must be {words}, got {value!r}")
+    return str(value)

@@ -1,0 +1,68 @@
+"""celery_asyncpool/child/runner.py: no body starts before the kernel has its ACK."""
+
+import asyncio
+import socket
+
+import uvloop
+
+from celery_asyncpool.child.runner import Runner
+from celery_asyncpool.child.threads import BodyThreads
+from celery_asyncpool.core.protocol import Framer, Kind, dumps, encode
+from celery_asyncpool.pipe import Pipe
+
+started = []
+
+
+def body(number):
+    """A job that says that it runs."""
+    started.append(number)
+    return False, "done", 0.0
+
+
+async def turns(count=20):
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def start_with_full_socket(parent, theirs):
+    pipe = Pipe(theirs)
+    threads = BodyThreads(2)
+    runner = Runner(None, {}, asyncio.get_running_loop(), pipe, threads, grace=1.0)
+    while pipe.flush():
+        pipe.write(encode(Kind.STATUS, 0, dumps({"filler": "x" * 4096})))
+    runner.start()
+    task = encode(Kind.TASK, 7, dumps((body, (7,), {}, None, None)))
+    await asyncio.get_running_loop().sock_sendall(parent, task)
+    while not (runner._accepting or runner.is_busy):  # noqa: ASYNC110 (it tells nobody)
+        await asyncio.sleep(0)
+    while runner.is_busy:  # noqa: ASYNC110 (only where the body did not wait)
+        await asyncio.sleep(0)
+    await turns()
+    early = list(started)
+    kinds = []
+    framer = Framer()
+    while Kind.READY not in kinds:
+        data = await asyncio.get_running_loop().sock_recv(parent, 65536)
+        kinds += [message.kind for message in framer.feed(data)]
+    threads.shutdown()
+    return early, kinds
+
+
+def test_body_waits_for_its_ack_in_a_full_socket():
+    """With a full socket the ACK stays behind, and so does the body; then both go on."""
+    started.clear()
+    parent, theirs = socket.socketpair()
+    parent.setblocking(False)
+    loop = uvloop.new_event_loop()
+    try:
+        early, kinds = loop.run_until_complete(
+            asyncio.wait_for(start_with_full_socket(parent, theirs), 20)
+        )
+    finally:
+        loop.close()
+        parent.close()
+        theirs.close()
+
+    assert early == []
+    assert started == [7]
+    assert kinds.index(Kind.ACK) < kinds.index(Kind.READY)

@@ -1,0 +1,144 @@
+"""celery_asyncpool/core/maintenance.py: what is, against what should be."""
+
+from __future__ import annotations
+
+import pytest
+
+from celery_asyncpool.core.lifecycle import Lifecycle
+from celery_asyncpool.core.maintenance import Plan, RestartBudget, plan
+
+
+def starting(pid: int, *, since: float = 0.0) -> Lifecycle:
+    return Lifecycle(pid, now=since, start_timeout=4.0)
+
+
+def up(pid: int) -> Lifecycle:
+    life = starting(pid)
+    life.on_up()
+    return life
+
+
+def draining(pid: int) -> Lifecycle:
+    life = up(pid)
+    life.drain()
+    return life
+
+
+def stopping(pid: int, *, since: float) -> Lifecycle:
+    life = up(pid)
+    life.stop(now=since, timeout=2.0)
+    return life
+
+
+def without_pipe(pid: int, *, since: float) -> Lifecycle:
+    life = up(pid)
+    life.on_eof(now=since, timeout=2.0)
+    return life
+
+
+def test_plan_at_start():
+    """Without a process, all are started."""
+    assert plan(4, [], now=0.0) == Plan(spawn=4, kill=[])
+
+
+def test_plan_when_all_is_well():
+    """Processes that are up or on their way are enough."""
+    assert plan(2, [up(1), starting(2)], now=1.0) == Plan(spawn=0, kill=[])
+
+
+def test_plan_does_not_change_what_it_looks_at():
+    """The same look at the same processes says the same again."""
+    lives = [starting(1), draining(2)]
+
+    first, second = plan(2, lives, now=5.0), plan(2, lives, now=5.0)
+
+    assert first == second == Plan(spawn=2, kill=[1])
+
+
+def test_plan_takes_any_iterable():
+    """Processes may come from a generator."""
+    assert plan(2, (life for life in [starting(1)]), now=9.0) == Plan(spawn=2, kill=[1])
+
+
+def test_plan_with_draining_process():
+    """A process that drains is replaced while it still runs."""
+    assert plan(2, [up(1), draining(2)], now=100.0) == Plan(spawn=1, kill=[])
+
+
+def test_plan_with_draining_process_and_its_replacement():
+    """A process that drains is replaced once, and left in peace."""
+    assert plan(1, [draining(1), starting(2)], now=1.0) == Plan(spawn=0, kill=[])
+
+
+def test_plan_with_process_that_does_not_start():
+    """A process that does not come up in time is killed and replaced."""
+    assert plan(1, [starting(1, since=10.0)], now=13.9) == Plan(spawn=0, kill=[])
+    assert plan(1, [starting(1, since=10.0)], now=14.0) == Plan(spawn=1, kill=[1])
+
+
+def test_plan_with_process_that_does_not_stop():
+    """A process that stops counts no more at once, and is killed when it is late."""
+    life = stopping(1, since=10.0)
+
+    assert plan(1, [life], now=11.0) == Plan(spawn=1, kill=[])
+    assert plan(0, [life], now=12.0) == Plan(spawn=0, kill=[1])
+
+
+def test_plan_with_process_without_pipe():
+    """A process that has lost its pipe and stays is killed and replaced."""
+    life = without_pipe(1, since=10.0)
+
+    assert plan(1, [life], now=11.0) == Plan(spawn=0, kill=[])
+    assert plan(1, [life], now=12.0) == Plan(spawn=1, kill=[1])
+
+
+def test_plan_with_too_many_processes():
+    """More processes than wanted start none; whoever wants fewer retires them."""
+    assert plan(1, [up(1), up(2), up(3)], now=1.0) == Plan(spawn=0, kill=[])
+
+
+def test_plan_at_the_end():
+    """When none is wanted, none is started, and only the late are killed."""
+    lives = [up(1), draining(2), stopping(3, since=0.0), starting(4)]
+
+    assert plan(0, lives, now=3.0) == Plan(spawn=0, kill=[3])
+
+
+def test_budget_lasts_for_its_limit():
+    """As many failures as the limit are allowed; one more is too many."""
+    budget = RestartBudget(limit=3, period=60.0)
+
+    answers = [budget.on_failure(now) for now in (0.0, 1.0, 2.0, 3.0)]
+
+    assert answers == [True, True, True, False]
+    assert budget.failures == 4
+
+
+def test_budget_forgets_old_failures():
+    """Failures count for their period only."""
+    budget = RestartBudget(limit=2, period=60.0)
+
+    answers = [budget.on_failure(now) for now in (0.0, 1.0, 60.0, 60.5)]
+
+    assert answers == [True, True, True, False]
+    assert budget.failures == 3
+
+
+@pytest.mark.parametrize("distance", [20.0, 21.0, 1000.0])
+def test_budget_with_rare_failures(distance):
+    """Failures that come seldom never use the budget up."""
+    budget = RestartBudget(limit=3, period=60.0)
+
+    answers = [budget.on_failure(number * distance) for number in range(50)]
+
+    assert all(answers)
+
+
+def test_budget_of_nothing():
+    """With a limit of 0 the first failure is too many."""
+    assert RestartBudget(limit=0, period=60.0).on_failure(5.0) is False
+
+
+def test_budget_that_nobody_has_used():
+    """Where nothing has failed the count is 0."""
+    assert RestartBudget(limit=3, period=60.0).failures == 0

@@ -1,0 +1,30 @@
+#!/bin/bash
+# Install the servers that the tests start for themselves, where that is possible:
+# as root on Debian or Ubuntu. Elsewhere say what is missing; its tests are skipped.
+set -eu
+
+missing=()
+command -v redis-server >/dev/null || missing+=(redis-server)
+{ [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || command -v rabbitmq-server >/dev/null; } ||
+    missing+=(rabbitmq-server)
+[ ${#missing[@]} -gt 0 ] || exit 0
+
+if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+    echo "not installed: ${missing[*]}; the tests that need them will be skipped" >&2
+    exit 0
+fi
+
+# The packages start a service when they are installed, unless this program
+# says no: we want the programs only.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+    trap 'rm -f "$policy"' EXIT
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod 755 "$policy"
+fi
+
+export DEBIAN_FRONTEND=noninteractive
+if ! { apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}"; } </dev/null
+then
+    echo "could not install: ${missing[*]}; the tests that need them cannot run" >&2
+fi

@@ -1,0 +1,34 @@
+"""The Celery app of the tests, configured by the environment."""
+
+import os
+
+from celery import Celery
+
+from . import atomic_files
+
+atomic_files.install()
+
+
+def make_app(name):
+    """An app like a user's, on the broker and backend that the test chose."""
+    app = Celery(
+        name,
+        broker=os.environ["ASYNCPOOL_TEST_BROKER"],
+        backend=os.environ["ASYNCPOOL_TEST_BACKEND"],
+    )
+    app.conf.update(
+        broker_connection_retry_on_startup=True,
+        accept_content=["json", "pickle"],
+        task_default_queue=os.environ.get("ASYNCPOOL_TEST_QUEUE", "celery"),
+        result_expires=600,
+    )
+    folder = os.environ.get("ASYNCPOOL_TEST_FOLDER")
+    if folder:
+        app.conf.broker_transport_options = {
+            "data_folder_in": f"{folder}/queue",
+            "data_folder_out": f"{folder}/queue",
+            "processed_folder": f"{folder}/processed",
+            "control_folder": f"{folder}/control",
+            "polling_interval": 0.02,
+        }
+    return app

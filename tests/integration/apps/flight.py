@@ -1,0 +1,88 @@
+"""Tasks that tell how many of them are in flight, through Redis."""
+
+import asyncio
+import os
+
+import redis.asyncio
+
+from .base import make_app
+from .recording import record
+
+app = make_app("flight")
+
+_client = None
+
+
+def client():
+    """One client for all tasks of this process."""
+    global _client
+    if _client is None:
+        pool = redis.asyncio.BlockingConnectionPool.from_url(
+            os.environ["FLIGHT_REDIS"], max_connections=20, timeout=None
+        )
+        _client = redis.asyncio.Redis(connection_pool=pool)
+    return _client
+
+
+@app.task
+async def all_start(key, count):
+    """Return this process's pid once *count* of these tasks are running."""
+    await client().incr(key)
+    while int(await client().get(key)) < count:
+        await asyncio.sleep(0.5)
+    return os.getpid()
+
+
+async def _gate(path):
+    while not os.path.exists(path):
+        await asyncio.sleep(0.05)
+
+
+@app.task
+async def wait(path, name):
+    """Wait for the file *path*."""
+    record("started", name=name)
+    await _gate(path)
+    return os.getpid()
+
+
+@app.task(acks_late=True, reject_on_worker_lost=True)
+async def wait_late(path, name):
+    """The same with late acknowledgement, to be redelivered when the process is lost."""
+    record("started", name=name)
+    await _gate(path)
+    return os.getpid()
+
+
+@app.task
+async def pid():
+    """Return the process's pid."""
+    return os.getpid()
+
+
+@app.task
+async def gap(seconds):
+    """Return the longest time that the loop did not come back to a waiting task."""
+    loop = asyncio.get_running_loop()
+    longest, last = 0.0, loop.time()
+    end = last + seconds
+    while last < end:
+        await asyncio.sleep(0.01)
+        now = loop.time()
+        longest, last = max(longest, now - last), now
+    return longest
+
+
+@app.task
+async def nap(seconds):
+    """Sleep."""
+    await asyncio.sleep(seconds)
+
+
+@app.task
+async def spawn_sleeper(path):
+    """Start subprocesses, one of them in a session of its own, and wait for *path*."""
+    for options in ({}, {"start_new_session": True}):
+        process = await asyncio.create_subprocess_exec("sleep", "600", **options)
+        record("sleeper", sleeper=process.pid)
+    await _gate(path)
