@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import gc
 import itertools
 import os
@@ -19,11 +20,13 @@ from .child.main import main
 from .core import protocol
 from .core.job import Callbacks, Job
 from .handover import ChildOptions
+from .parent.adopted import become_subreaper
 from .parent.hub import HubThread
+from .parent.memory import can_tell_memory, resident_memory
 from .parent.process import Spawner, WorkerProcess
 from .parent.shutdown import Shutdown, is_cold_shutdown
 from .parent.supervisor import Supervisor
-from .request import use_request
+from .request import fail_for_good, has_own_crash_budget, use_request
 from .settings import Settings, check_platform
 from .tasklimits import check_tasks, job_limits
 
@@ -32,12 +35,6 @@ __all__ = ["Pool"]
 logger = get_logger(__name__)
 
 EX_FAILURE = 1
-
-#: Options of Celery's that this version does not act on, with their setting.
-NOT_YET = {
-    "maxtasksperchild": "worker_max_tasks_per_child (--max-tasks-per-child)",
-    "max_memory_per_child": "worker_max_memory_per_child (--max-memory-per-child)",
-}
 
 
 class Pool(BasePool):
@@ -62,6 +59,8 @@ class Pool(BasePool):
             self.limit,
             self.options.get("soft_timeout"),
             self.options.get("timeout"),
+            self.options.get("maxtasksperchild"),
+            self.options.get("max_memory_per_child"),
         )
         check_tasks(self.app, self.settings.limits)
         self._job_ids = itertools.count(1)
@@ -77,7 +76,11 @@ class Pool(BasePool):
 
     def on_start(self) -> None:
         """Start the processes; Celery calls it before it connects to the broker."""
-        self._warn_of_ignored_options()
+        if self.settings.max_memory is not None and not can_tell_memory():
+            logger.warning(
+                "worker_max_memory_per_child has no effect: this system does not tell how "
+                "much memory another process uses (Linux does, in /proc)"
+            )
         use_request(self.app)
         _, hostname = self.options["initargs"]
         if not self.forking_enable:
@@ -97,9 +100,11 @@ class Pool(BasePool):
                 ),
                 start_timeout=self.settings.start_timeout,
             ),
-            target=self.settings.processes,
-            slots=self.settings.slots_per_process,
-            limit=self.settings.slots,
+            limit=self.limit,
+            max_processes=self.settings.max_processes,
+            max_tasks=self.settings.max_tasks,
+            max_memory=self.settings.max_memory,
+            max_crashes=self.settings.max_crashes,
             drain_timeout=self.settings.drain_timeout,
             cancel_grace=self.settings.cancel_grace,
             on_slot_free=self._slot_is_free,
@@ -107,17 +112,14 @@ class Pool(BasePool):
         )
         atexit.register(self._supervisor.kill_all)
         worker_ready.connect(self._on_worker_ready)
+        become_subreaper()
         gc.collect()
+        gc.freeze()  # what is there now stays, and stays shared with all processes
         self._supervisor.maintain()
         if self.options.get("threads", True):
             self._thread = HubThread(on_crash=lambda exc: _end_worker())
             self._thread.call(self._supervisor.attach, self._thread.hub)
             self._thread.start()
-
-    def _warn_of_ignored_options(self) -> None:
-        for option, name in NOT_YET.items():
-            if self.options.get(option):
-                logger.warning("%s has no effect with this version of celery_asyncpool", name)
 
     def did_start_ok(self) -> bool:
         """Whether it is worth to go on; Celery asks once, when it is connected."""
@@ -154,20 +156,25 @@ class Pool(BasePool):
         the consumer stays free to hear of it. The prefetch bounds how many wait.
         """
         request = getattr(accept_callback, "__self__", None)
-        revoked = request.revoked if isinstance(request, Request) else None
+        callbacks = Callbacks(
+            accept=accept_callback,
+            success=callback,
+            error=error_callback,
+            propagate=callbacks_propagate,
+            terminate=self._terminate,
+        )
+        if isinstance(request, Request):
+            callbacks = callbacks._replace(
+                revoked=request.revoked,
+                fail_for_good=functools.partial(fail_for_good, request),
+                may_crash=has_own_crash_budget(request),
+            )
         job = Job(
             next(self._job_ids),
             b"",
             name=str(args[0]) if args else repr(target),
             uuid=str(correlation_id),
-            callbacks=Callbacks(
-                accept=accept_callback,
-                success=callback,
-                error=error_callback,
-                revoked=revoked,
-                propagate=callbacks_propagate,
-                terminate=self._terminate,
-            ),
+            callbacks=callbacks,
         )
         error = None
         try:
@@ -190,8 +197,9 @@ class Pool(BasePool):
         self._in_hub(self._started.terminate, job, signum)
 
     def _slot_is_free(self) -> None:
+        """A job has ended. After a shrink, a slot may not be there any more."""
         semaphore = self.options.get("semaphore")
-        if semaphore is not None:
+        if semaphore is not None and self._started.unfinished < self.limit:
             semaphore.release()
 
     def flush(self) -> None:
@@ -211,6 +219,45 @@ class Pool(BasePool):
     def maintain_pool(self, *args: Any, **kwargs: Any) -> None:
         """Replace processes that are missing, now rather than within a second."""
         self._in_hub(self._started.maintain)
+
+    # Scaling and recycling.
+
+    def grow(self, n: int = 1) -> None:
+        """Add *n* slots; starts the processes for them. Raises ``ValueError`` below 0."""
+        self._resize(self.limit + _count(n))
+        semaphore = self.options.get("semaphore")
+        for _ in range(n if semaphore is not None else 0):
+            # Not `grow(n)`, which adds n and releases n more; and after a shrink
+            # some of the new slots may be in use already.
+            semaphore.initial_value += 1
+            if self._started.unfinished < semaphore.initial_value:
+                semaphore.release()
+
+    def shrink(self, n: int = 1) -> None:
+        """Take *n* slots away; processes that are too many go when their jobs have ended.
+
+        Jobs beyond the new limit run on. Raises ``ValueError`` where there are
+        not as many slots, or below 0.
+        """
+        if _count(n) > self.limit:
+            raise ValueError(f"cannot take away {n} slots: there are {self.limit}")
+        self._resize(self.limit - n)
+        semaphore = self.options.get("semaphore")
+        if semaphore is not None:
+            semaphore.shrink(n)
+
+    def _resize(self, limit: int) -> None:
+        self.limit = limit
+        self._in_hub(self._started.resize, limit)
+
+    def restart(self) -> None:
+        """Replace all processes, one after the other (``celery control pool_restart``)."""
+        self._in_hub(self._started.restart)
+
+    def catch_up(self) -> None:
+        """Hear what has ended while Celery has kept its hub from running."""
+        if self._supervisor is not None and self._thread is None:
+            self._supervisor.catch_up()
 
     # The end.
 
@@ -249,8 +296,6 @@ class Pool(BasePool):
     def _on_worker_ready(self, sender: Any, **kwargs: Any) -> None:
         """Celery says what its consumer is."""
         self._consumer = sender
-        if getattr(sender.controller, "autoscale", None):
-            logger.warning("--autoscale has no effect with this version of celery_asyncpool")
 
     # Statistics.
 
@@ -260,6 +305,8 @@ class Pool(BasePool):
         info.update(
             {
                 "processes": [process.pid for process in processes],
+                "max-tasks-per-child": self.settings.max_tasks or "N/A",
+                "max-memory-per-child": self.settings.max_memory or "N/A",
                 "loop": self.settings.loop,
                 "timeouts": [self.settings.limits.soft or 0, self.settings.limits.hard or 0],
                 "worker-processes": {
@@ -272,9 +319,10 @@ class Pool(BasePool):
     def _process_info(self, process: WorkerProcess) -> dict[str, Any]:
         return {
             "state": process.life.state.value,
-            "slots": self.settings.slots_per_process,
+            "slots": self._started.dispatcher.slots,
             "slots-in-use": len(process.jobs),
             "jobs-done": process.done,
+            "memory": resident_memory(process.pid),
             "threads": self.settings.threads,
             "threads-in-use": process.status.get("threads", 0),
             "blocks": process.status.get("blocks", 0),
@@ -300,6 +348,12 @@ class Pool(BasePool):
             self._thread.call(function, *args)
         else:
             function(*args)
+
+
+def _count(n: int) -> int:
+    if n < 0:
+        raise ValueError(f"must be at least 0, got {n}")
+    return n
 
 
 def _end_worker() -> None:

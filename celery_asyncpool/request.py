@@ -17,9 +17,20 @@ from celery import states
 from celery.app.trace import task_has_custom
 from celery.exceptions import TimeLimitExceeded
 from celery.platforms import signals
+from celery.signals import task_failure
+from celery.utils.log import get_logger
 from celery.worker import request
+from celery.worker import state as worker_state
 
-__all__ = ["DEFAULT_REQUEST", "Request", "use_request"]
+__all__ = [
+    "DEFAULT_REQUEST",
+    "Request",
+    "fail_for_good",
+    "has_own_crash_budget",
+    "use_request",
+]
+
+logger = get_logger(__name__)
 
 #: What ``Task.Request`` is where nobody has chosen another one.
 DEFAULT_REQUEST = "celery.worker.request:Request"
@@ -37,6 +48,16 @@ class Request(request.Request):
         result = reference() if reference is not None else None
         if result is not None:
             result.terminate(signals.signum(signal or "SIGTERM"))
+
+    def cancel(self, pool: Any, *args: Any, **kwargs: Any) -> None:
+        """As Celery's, but not for a task that has ended meanwhile.
+
+        Celery cancels at the end of a soft shutdown, in which it sleeps and
+        hears nothing: what has ended then is settled, and must not run again.
+        """
+        pool.catch_up()
+        if self in worker_state.active_requests:
+            super().cancel(pool, *args, **kwargs)
 
     def on_failure(
         self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
@@ -57,6 +78,47 @@ class Request(request.Request):
             _finish(task.on_failure(exc, self.id, *args, exc_info))
         if task_has_custom(task, "after_return"):
             _finish(task.after_return(states.FAILURE, exc, self.id, *args, None))
+
+
+def has_own_crash_budget(celery_request: Any) -> bool:
+    """Whether the task counts its crashes itself, as retries (Celery 5.7)."""
+    task = celery_request.task
+    return bool(getattr(task, "retry_on_worker_lost", False)) and task.max_retries is not None
+
+
+def fail_for_good(celery_request: Any, einfo: Any) -> None:
+    """The task of *celery_request* has taken down its process too often: it will not run again.
+
+    A message that is still unacknowledged is rejected without requeue, so that
+    a dead-letter exchange gets it. Celery's own ``on_failure`` would have it
+    delivered again (``reject_on_worker_lost``).
+    """
+    task, task_id = celery_request.task, celery_request.id
+    exc = (
+        einfo.exception.exc
+        if isinstance(einfo.exception, ExceptionWithTraceback)
+        else (einfo.exception)
+    )
+    worker_state.task_ready(celery_request)
+    celery_request.reject(requeue=False)
+    task.backend.mark_as_failure(
+        task_id,
+        exc,
+        traceback=einfo.traceback,
+        request=celery_request._context,
+        store_result=celery_request.store_errors,
+    )
+    task_failure.send(
+        sender=task,
+        task_id=task_id,
+        exception=exc,
+        args=celery_request.args,
+        kwargs=celery_request.kwargs,
+        traceback=einfo.traceback,
+        einfo=einfo,
+    )
+    celery_request.send_event("task-failed", exception=repr(exc), traceback=einfo.traceback)
+    logger.error("Task %s[%s] has failed for good: %s", task.name, task_id, exc)
 
 
 def use_request(app: Any) -> None:

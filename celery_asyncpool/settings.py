@@ -17,6 +17,7 @@ from typing import Any
 import click
 from celery.exceptions import ImproperlyConfigured
 
+from .core.maintenance import spread
 from .core.timelimits import Limits, check_limits
 from .cpus import usable_cpus
 
@@ -54,8 +55,9 @@ class Settings:
 
     #: ``worker_concurrency`` or ``-c``: tasks that the worker runs at once.
     slots: int
-    #: ``asyncpool_processes`` or ``--processes``; never more than slots.
-    processes: int
+    #: ``asyncpool_processes`` or ``--processes``: over how many the slots are
+    #: spread, at most.
+    max_processes: int
     #: ``asyncpool_threads``: plain ``def`` bodies that one process runs at once.
     threads: int
     #: ``asyncpool_loop``: ``"uvloop"`` or ``"asyncio"``.
@@ -68,6 +70,13 @@ class Settings:
     #: ``asyncpool_block_warning``: seconds of a blocked loop that are worth a
     #: warning; 0: none.
     block_warning: float
+    #: ``asyncpool_max_crashes``: processes that one task may take down before it
+    #: fails for good.
+    max_crashes: int
+    #: ``worker_max_tasks_per_child``: tasks after which a process is replaced.
+    max_tasks: int | None
+    #: ``worker_max_memory_per_child``: KiB of resident memory above which it is.
+    max_memory: int | None
     #: ``task_soft_time_limit`` and ``task_time_limit``, for tasks without their own.
     limits: Limits
     #: ``worker_proc_alive_timeout``: seconds a process may take to come up.
@@ -80,29 +89,40 @@ class Settings:
         slots: int,
         soft_time_limit: Any = None,
         time_limit: Any = None,
+        max_tasks: Any = None,
+        max_memory: Any = None,
     ) -> Settings:
         """Read and check all settings; raises :exc:`BadSetting`.
 
         *slots* is what Celery made of ``-c``, ``worker_concurrency`` and
-        ``--autoscale``; the limits are what it made of ``--soft-time-limit``,
-        ``--time-limit`` and their settings.
+        ``--autoscale``; the others are what it made of ``--soft-time-limit``,
+        ``--time-limit``, ``--max-tasks-per-child``, ``--max-memory-per-child``
+        and their settings.
         """
         return cls(
             slots=slots,
-            processes=min(configured_processes(conf), max(slots, 1)),
+            max_processes=configured_processes(conf),
             threads=_whole_number(conf, "asyncpool_threads", DEFAULT_THREADS),
             loop=_choice(conf, "asyncpool_loop", LOOPS),
             cancel_grace=_seconds(conf, "asyncpool_cancel_grace", 5.0),
             drain_timeout=_seconds(conf, "asyncpool_drain_timeout", 300.0),
             block_warning=_seconds(conf, "asyncpool_block_warning", 1.0, zero=True),
+            max_crashes=_whole_number(conf, "asyncpool_max_crashes", 3),
+            max_tasks=_whole_number_or_none("worker_max_tasks_per_child", max_tasks),
+            max_memory=_whole_number_or_none("worker_max_memory_per_child", max_memory),
             limits=_limits(soft_time_limit, time_limit),
             start_timeout=_seconds(conf, "worker_proc_alive_timeout", 4.0),
         )
 
     @property
+    def processes(self) -> int:
+        """Processes at the start; never more than slots."""
+        return spread(self.slots, self.max_processes)[0]
+
+    @property
     def slots_per_process(self) -> int:
-        """Slots of each process, so that all together are at least ``slots``."""
-        return -(-self.slots // self.processes)
+        """Slots of each process at the start, so that all together are at least ``slots``."""
+        return spread(self.slots, self.max_processes)[1]
 
 
 def configured_processes(conf: Mapping[str, Any]) -> int:
@@ -126,8 +146,15 @@ def check_platform(platform: str = sys.platform) -> None:
 
 def _whole_number(conf: Mapping[str, Any], name: str, default: int) -> int:
     value = conf.get(name)
-    if value is None:
-        return default
+    return default if value is None else _check_whole_number(name, value)
+
+
+def _whole_number_or_none(name: str, value: Any) -> int | None:
+    """Check a limit of Celery's; 0 means none there, as it does for prefork."""
+    return None if value in (None, 0, "0") else _check_whole_number(name, value)
+
+
+def _check_whole_number(name: str, value: Any) -> int:
     if isinstance(value, str) and value.strip().isdecimal():
         value = int(value)  # configuration that was read from the environment
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:

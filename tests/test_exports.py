@@ -130,7 +130,6 @@ def test_pool_has_what_celery_touches(name):
     assert hasattr(Pool, name)
 
 
-@pytest.mark.xfail(strict=True, reason="this version does not scale while it runs")
 @pytest.mark.parametrize("name", TOUCHED_TO_SCALE)
 def test_pool_can_scale(name):
     """The worker can change the number of slots while it runs."""

@@ -40,6 +40,7 @@ PURE = {
 SHARED = [
     "cpus",
     "handover",
+    "leftovers",
     "pipe",
     "request",
     "settings",

@@ -42,12 +42,15 @@ def test_settings_by_default():
     """A project that says nothing gets a process per CPU, 32 threads each, and uvloop."""
     assert Settings.from_conf({}, slots=800) == Settings(
         slots=800,
-        processes=8,
+        max_processes=8,
         threads=32,
         loop="uvloop",
         cancel_grace=5.0,
         drain_timeout=300.0,
         block_warning=1.0,
+        max_crashes=3,
+        max_tasks=None,
+        max_memory=None,
         limits=Limits(None, None),
         start_timeout=4.0,
     )
@@ -68,19 +71,30 @@ def test_settings_of_a_configured_app():
         asyncpool_cancel_grace=2,
         asyncpool_drain_timeout=60,
         asyncpool_block_warning=0.25,
+        asyncpool_max_crashes=5,
         worker_proc_alive_timeout=30,
     )
 
-    settings = Settings.from_conf(app.conf, slots=10, soft_time_limit=20, time_limit=30)
+    settings = Settings.from_conf(
+        app.conf,
+        slots=10,
+        soft_time_limit=20,
+        time_limit=30,
+        max_tasks=1000,
+        max_memory=200_000,
+    )
 
     assert settings == Settings(
         slots=10,
-        processes=2,
+        max_processes=2,
         threads=4,
         loop="asyncio",
         cancel_grace=2.0,
         drain_timeout=60.0,
         block_warning=0.25,
+        max_crashes=5,
+        max_tasks=1000,
+        max_memory=200_000,
         limits=Limits(soft=20, hard=30),
         start_timeout=30.0,
     )
@@ -223,6 +237,20 @@ def test_limit_that_is_bad():
     )
 
 
+@pytest.mark.parametrize("option", ["max_tasks", "max_memory"])
+@pytest.mark.parametrize("value", [-1, 1.5, True, "many"])
+def test_bad_limits_of_a_process(option, value):
+    """A limit of a process's life is a whole number."""
+    with pytest.raises(BadSetting, match=rf"worker_{option}_per_child must be a whole number"):
+        Settings.from_conf({}, slots=1, **{option: value})
+
+
+@pytest.mark.parametrize("option", ["max_tasks", "max_memory"])
+def test_no_limit_of_a_process(option):
+    """0 is no limit, as it is for prefork."""
+    assert Settings.from_conf({}, slots=1, **{option: 0}) == Settings.from_conf({}, slots=1)
+
+
 def test_limits_of_which_the_hard_one_comes_first():
     """A soft limit that could never be told is refused."""
     with pytest.raises(BadSetting) as raised:
@@ -240,6 +268,7 @@ def test_limits_of_which_the_hard_one_comes_first():
         "asyncpool_processes",
         "asyncpool_threads",
         "asyncpool_loop",
+        "asyncpool_max_crashes",
         *SECONDS,
     ],
 )
@@ -250,10 +279,10 @@ def test_setting_of_none(name):
 
 @pytest.mark.parametrize(
     ("slots", "configured", "processes"),
-    [(100, 4, 4), (4, 4, 4), (3, 4, 3), (1, 4, 1), (2, None, 2), (1000, None, 8), (0, 4, 1)],
+    [(100, 4, 4), (4, 4, 4), (3, 4, 3), (1, 4, 1), (2, None, 2), (1000, None, 8), (0, 4, 0)],
 )
 def test_processes_are_never_more_than_slots(slots, configured, processes):
-    """A process without a slot would be of no use; there is always one process."""
+    """A process without a slot would be of no use; an autoscaler may begin with none."""
     settings = Settings.from_conf({"asyncpool_processes": configured}, slots=slots)
 
     assert settings.processes == processes

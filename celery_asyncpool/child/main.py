@@ -12,13 +12,15 @@ from typing import Any
 
 from celery.concurrency.prefork import process_destructor, process_initializer
 from celery.utils.log import get_logger
-from kombu.asynchronous import get_event_loop, set_event_loop
 
 from ..core.lifecycle import EX_BOOT
 from ..handover import PROCESS_VARIABLE, ChildEnd, ChildOptions
+from ..leftovers import kill_leftovers
 from ..pipe import Pipe
 from . import offload, tasks, trace
+from .inherited import forget_parent
 from .jobcontext import follow_task_stack, job_of_task, remember_tasks
+from .orphan import ORPHAN_GRACE, OrphanGuard
 from .runner import Runner
 from .tasks import RunCall
 from .threads import BodyThreads
@@ -28,8 +30,8 @@ __all__ = ["main"]
 
 logger = get_logger(__name__)
 
-#: Seconds that bodies get to clean up when the worker's main process is gone.
-ORPHAN_GRACE = 1.0
+#: Seconds that what bodies have left on the loop gets to end.
+LEFTOVER_GRACE = 1.0
 
 
 def main(app: Any, end: ChildEnd, options: ChildOptions) -> None:
@@ -48,7 +50,7 @@ def main(app: Any, end: ChildEnd, options: ChildOptions) -> None:
 def _start(app: Any, end: ChildEnd, options: ChildOptions) -> _Process:
     os.environ[PROCESS_VARIABLE] = str(os.getpid())
     os.setpgid(0, 0)  # a Ctrl-C in the terminal reaches neither us nor our subprocesses
-    _forget_parent(options.close_fds)
+    forget_parent(options.close_fds)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
 
@@ -58,8 +60,10 @@ def _start(app: Any, end: ChildEnd, options: ChildOptions) -> _Process:
     # Sends worker_process_init, before any loop runs: Django's fixup and others
     # make blocking calls there that Django refuses while one does.
     process_initializer(app, options.hostname)
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    # SIGHUP comes to a stopped process when its parent dies, with a SIGCONT.
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, _leave_it_to_the_parent)
+    OrphanGuard(end.sock.fileno()).start()
     # The parent asks with SIGUSR1 where a blocked loop is; answered in C, so
     # also when a call holds the interpreter's lock.
     faulthandler.register(signal.SIGUSR1, file=end.report_fd, all_threads=True, chain=False)
@@ -73,21 +77,6 @@ def _prepare_tasks(app: Any) -> dict[str, RunCall]:
     offload.offload_publishing(app)
     app._backend = offload.OffloadedBackend.of_app(app)
     return {name: tasks.prepare(task) for name, task in app.tasks.items()}
-
-
-def _forget_parent(close_fds: tuple[int, ...]) -> None:
-    """Let go of what a fork has copied: the other pipes and the parent's hub."""
-    hub = get_event_loop()
-    fds = set(close_fds)
-    if hub is not None:
-        fds.update(fd for fd in (*hub.readers, *hub.writers) if isinstance(fd, int))
-        set_event_loop(None)
-    # Not closed but replaced: objects that still refer to such a number must
-    # not write to a descriptor of ours that happens to get it later.
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for fd in fds:
-        os.dup2(nothing, fd, inheritable=False)
-    os.close(nothing)
 
 
 def _leave_it_to_the_parent(signum: int, frame: FrameType | None) -> None:
@@ -119,6 +108,7 @@ class _Process:
         asyncio.set_event_loop(self.loop)
         remember_tasks(self.loop)
         trace.bind_loop(self.loop)
+        self.cancel_grace = options.cancel_grace
         self.threads = BodyThreads(options.threads)
         self.runner = Runner(app, runs, self.loop, pipe, self.threads, options.cancel_grace)
         if options.block_warning > 0:
@@ -138,7 +128,10 @@ class _Process:
         self.runner.start()
         self._run_until(self.runner.finished)
         if self.runner.lost_parent:
-            self._run_until(self._abort())
+            self._run_until(self._abort(ORPHAN_GRACE))
+            kill_leftovers(os.getpid())
+        elif self.runner.aborting:
+            self._run_until(self._abort(self.cancel_grace))
         if self.runner.watchdog is not None:
             self.runner.watchdog.stop()
         self._run_until(self._close())
@@ -173,11 +166,11 @@ class _Process:
                 logger.error("a task stopped the event loop (%s); the process goes on", exc)
         future.result()
 
-    async def _abort(self) -> None:
-        """The parent is gone: end all bodies, with a little time to clean up."""
+    async def _abort(self, grace: float) -> None:
+        """End all bodies, with *grace* seconds to clean up."""
         waiting = self.runner.abort_all()
         if waiting:
-            await asyncio.wait(waiting, timeout=ORPHAN_GRACE)
+            await asyncio.wait(waiting, timeout=grace)
 
     async def _close(self) -> None:
         """End what bodies have left on the loop, and the threads."""
@@ -185,7 +178,7 @@ class _Process:
         for task in leftover:
             task.cancel()
         if leftover:
-            await asyncio.wait(leftover, timeout=ORPHAN_GRACE)
+            await asyncio.wait(leftover, timeout=LEFTOVER_GRACE)
         await self.loop.shutdown_asyncgens()
         self.threads.shutdown()
 

@@ -74,6 +74,8 @@ class Runner:
         self._flush_scheduled = False
         self._writing = False
         self._draining = False
+        #: The parent wants us to end all bodies and go.
+        self.aborting = False
         self._reported: dict[str, float] = {}
         #: Done when this process has nothing more to do: drained, or left alone.
         self.finished: asyncio.Future[None] = loop.create_future()
@@ -105,11 +107,17 @@ class Runner:
         return bool(self._running)
 
     def abort_all(self) -> list[asyncio.Task[None]]:
-        """Cancel all jobs, which then report nothing; return what to wait for."""
+        """End all jobs, which then report nothing; return what to wait for.
+
+        A body that is being cancelled already is not disturbed in its cleaning up.
+        """
         running = list(self._running.values())
         for job, task in running:
             job.aborted = True
-            task.cancel()
+            if job.control is None:
+                task.cancel()
+            elif not job.terminating:
+                job.control.terminate()
         return [task for _, task in running]
 
     # From the parent.
@@ -131,6 +139,9 @@ class Runner:
                 self._terminate(message.job_id)
             elif message.kind is Kind.DRAIN:
                 self._draining = True
+            elif message.kind is Kind.ABORT:
+                self.aborting = True
+                self._finish()
             else:
                 raise AssertionError(f"{message.kind!r} is not for a child")
         self._flush()
@@ -287,12 +298,15 @@ class Runner:
         if self._writing:
             self._writing = False
             self.loop.remove_writer(self.pipe.fileno())
-        if not self.finished.done():
-            self.finished.set_result(None)
+        self._finish()
 
     def _finish_if_done(self) -> None:
         busy = self._running or self._accepting or self.pipe.unsent
-        if self._draining and not busy and not self.finished.done():
+        if self._draining and not busy:
+            self._finish()
+
+    def _finish(self) -> None:
+        if not self.finished.done():
             self.finished.set_result(None)
 
 

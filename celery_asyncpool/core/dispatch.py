@@ -1,8 +1,10 @@
 """Which process gets the next job.
 
 Jobs wait in order of arrival. The next one goes to the process with the fewest
-jobs in flight that has a free slot; a process that drains gets nothing. To
-assign a job costs O(processes), never O(jobs).
+jobs in flight that has a free slot; a process that drains gets nothing, and one
+whose pipe is full gets nothing until it reads again. A quarantined job (see
+:mod:`.crashes`) waits apart for a process that has no other such job. To assign
+a job costs O(processes), never O(jobs).
 """
 
 from __future__ import annotations
@@ -24,7 +26,17 @@ class Dispatcher:
             processes' slots add up to.
     """
 
-    __slots__ = ("_in_flight", "_load", "_open", "_queue", "limit", "slots")
+    __slots__ = (
+        "_held",
+        "_in_flight",
+        "_load",
+        "_open",
+        "_quarantine",
+        "_queue",
+        "_suspects",
+        "limit",
+        "slots",
+    )
 
     def __init__(self, slots: int, limit: int | None = None) -> None:
         self.slots = slots
@@ -33,10 +45,23 @@ class Dispatcher:
         self._queue: deque[Job] = deque()
         self._load: dict[int, int] = {}
         self._open: set[int] = set()
+        #: Processes that would be open, did their pipes have room.
+        self._held: set[int] = set()
+        self._quarantine: deque[Job] = deque()
+        #: The quarantined job that each process has, by pid.
+        self._suspects: dict[int, Job] = {}
 
     def __repr__(self) -> str:
         capacity = self.slots * len(self._open)
-        return f"<Dispatcher {len(self._queue)} queued, {self._in_flight}/{capacity} slots>"
+        return f"<Dispatcher {self.queued} queued, {self._in_flight}/{capacity} slots>"
+
+    def resize(self, slots: int, limit: int) -> None:
+        """From now on a process may have *slots* jobs in flight, all together *limit*.
+
+        What is in flight beyond that stays there until it ends.
+        """
+        self.slots = slots
+        self.limit = limit
 
     def add_process(self, pid: int) -> None:
         """Process *pid* is up: it takes jobs from now on."""
@@ -46,19 +71,34 @@ class Dispatcher:
     def close_process(self, pid: int) -> None:
         """Process *pid* drains: it gets no more jobs; its slots still count."""
         self._open.discard(pid)
+        self._held.discard(pid)
+
+    def hold(self, pid: int) -> None:
+        """The pipe of process *pid* is full: it gets no jobs until :meth:`resume`."""
+        if pid in self._open:
+            self._open.discard(pid)
+            self._held.add(pid)
+
+    def resume(self, pid: int) -> None:
+        """The pipe of process *pid* has room again."""
+        if pid in self._held:
+            self._held.discard(pid)
+            self._open.add(pid)
 
     def remove_process(self, pid: int) -> None:
         """Process *pid* is gone, and its slots with it."""
-        self._open.discard(pid)
+        self.close_process(pid)
+        self._suspects.pop(pid, None)
         self._in_flight -= self._load.pop(pid, 0)
 
     def enqueue(self, job: Job) -> None:
         """*job* waits behind all others."""
-        self._queue.append(job)
+        (self._quarantine if job.quarantined else self._queue).append(job)
 
     def requeue(self, jobs: list[Job]) -> None:
         """*jobs* were given back by a process: they wait before all others."""
-        self._queue.extendleft(reversed(jobs))
+        for job in reversed(jobs):
+            (self._quarantine if job.quarantined else self._queue).appendleft(job)
 
     def assign(self) -> Iterator[Job]:
         """Give waiting jobs to processes while slots are free; yield each one.
@@ -66,29 +106,36 @@ class Dispatcher:
         The job's ``pid`` says where it goes. Jobs that ended while they waited
         are dropped here, so that ending one costs no search.
         """
-        queue = self._queue
-        while queue:
-            if not queue[0].is_queued:
-                queue.popleft()
-                continue
-            pid = self._least_loaded()
-            if pid is None or self._in_flight == self.limit:
-                return
-            job = queue.popleft()
-            self._load[pid] += 1
-            self._in_flight += 1
-            job.assign(pid)
-            yield job
+        for queue in (self._quarantine, self._queue):
+            while queue:
+                if not queue[0].is_queued:
+                    queue.popleft()
+                    continue
+                pid = self._least_loaded(queue[0].quarantined)
+                if pid is None or self._is_full:
+                    break
+                job = queue.popleft()
+                self._load[pid] += 1
+                self._in_flight += 1
+                if job.quarantined:
+                    self._suspects[pid] = job
+                job.assign(pid)
+                yield job
 
-    def release(self, pid: int) -> None:
-        """A job of process *pid* has ended: its slot is free."""
-        if pid in self._load:
-            self._load[pid] -= 1
-            self._in_flight -= 1
+    def release(self, job: Job) -> None:
+        """*job* has ended in the process that it was assigned to: its slot is free."""
+        pid = job.pid
+        if pid not in self._load or pid is None:
+            return
+        self._load[pid] -= 1
+        self._in_flight -= 1
+        if self._suspects.get(pid) is job:
+            del self._suspects[pid]
 
     def drop_queued(self) -> list[Job]:
         """Empty the queue; return the jobs that still waited in it."""
-        jobs = [job for job in self._queue if job.is_queued]
+        jobs = [job for job in (*self._quarantine, *self._queue) if job.is_queued]
+        self._quarantine.clear()
         self._queue.clear()
         return jobs
 
@@ -103,12 +150,16 @@ class Dispatcher:
     @property
     def queued(self) -> int:
         """Jobs that wait (ended ones that were not dropped yet included)."""
-        return len(self._queue)
+        return len(self._queue) + len(self._quarantine)
 
-    def _least_loaded(self) -> int | None:
+    @property
+    def _is_full(self) -> bool:
+        return self.limit is not None and self._in_flight >= self.limit
+
+    def _least_loaded(self, quarantined: bool) -> int | None:
         best, least = None, self.slots
         for pid in self._open:
             load = self._load[pid]
-            if load < least:
+            if load < least and not (quarantined and pid in self._suspects):
                 best, least = pid, load
         return best

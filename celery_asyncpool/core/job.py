@@ -88,6 +88,10 @@ class Callbacks(NamedTuple):
     propagate: tuple[type[BaseException], ...] = ()
     #: Asks the pool to end the job: ``terminate(job, signum)``.
     terminate: Callable[[Job, int], None] | None = None
+    #: Told instead of *error* when the job has taken down its process too often.
+    fail_for_good: Callable[[Any], Any] | None = None
+    #: Whether the job may take down processes without end, as somebody else counts.
+    may_crash: bool = False
 
 
 NO_CALLBACKS = Callbacks()
@@ -109,6 +113,7 @@ class Job:
         "name",
         "payload",
         "pid",
+        "quarantined",
         "state",
         "terminating",
         "turn",
@@ -134,6 +139,8 @@ class Job:
         self.state = State.QUEUED
         #: The process that has the job, while one has it.
         self.pid: int | None = None
+        #: One more crash of its process would be the last that is allowed.
+        self.quarantined = False
         #: The hub's turn in which it was submitted: whether it has had to wait.
         self.turn = 0
         #: The signal number with which somebody has asked for its end.

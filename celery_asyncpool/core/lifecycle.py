@@ -49,13 +49,15 @@ class Lifecycle:
         start_timeout: seconds it may take to come up.
     """
 
-    __slots__ = ("deadline", "pid", "state")
+    __slots__ = ("deadline", "pid", "retiring", "state")
 
     def __init__(self, pid: int, *, now: float, start_timeout: float) -> None:
         self.pid = pid
         self.state = State.STARTING
         #: Monotonic seconds after which it is overdue; None: no limit.
         self.deadline: float | None = now + start_timeout
+        #: Why it is to be replaced, once it is.
+        self.retiring: str | None = None
 
     def __repr__(self) -> str:
         return f"<Lifecycle pid={self.pid} {self.state.value}>"
@@ -84,6 +86,13 @@ class Lifecycle:
         self._move(State.UP, deadline=None)
         return True
 
+    def retire(self, reason: str) -> bool:
+        """Replace it, for *reason*: it takes jobs until another one is up; True if new."""
+        if self.retiring is not None or not self.serves:
+            return False
+        self.retiring = reason
+        return True
+
     def drain(self, *, deadline: float | None = None) -> None:
         """Give it no more jobs; it exits when those that it has are done.
 
@@ -95,6 +104,12 @@ class Lifecycle:
     def stop(self, *, now: float, timeout: float) -> None:
         """Its pipe is closed or it was killed: it must be gone in *timeout* s."""
         self._move(State.STOPPING, deadline=now + timeout)
+
+    def must_go(self, *, now: float, timeout: float) -> None:
+        """While it drains: it is overdue in *timeout* s, or before if it was so already."""
+        if self.state is State.DRAINING:
+            due = now + timeout
+            self.deadline = due if self.deadline is None else min(self.deadline, due)
 
     def on_eof(self, *, now: float, timeout: float) -> None:
         """Its pipe has ended: it exits by itself, or is overdue in *timeout* s."""

@@ -7,12 +7,21 @@ now, so that a missed event heals at the next look.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from .lifecycle import Lifecycle
+from .lifecycle import Lifecycle, State
 
-__all__ = ["Plan", "RestartBudget", "plan"]
+__all__ = ["Backoff", "Plan", "RestartBudget", "plan", "spread"]
+
+
+def spread(slots: int, processes: int) -> tuple[int, int]:
+    """Spread *slots* over at most *processes*: how many of them, and slots for each.
+
+    Never more processes than slots; all together have at least *slots*.
+    """
+    count = min(slots, processes)
+    return count, -(-slots // count) if count else 0
 
 
 class Plan(NamedTuple):
@@ -20,20 +29,46 @@ class Plan(NamedTuple):
 
     #: How many processes to start.
     spawn: int
+    #: Processes that are no longer needed: they get no more jobs.
+    drain: list[int]
     #: Processes that did not come up, or go away, in time.
     kill: list[int]
 
 
-def plan(target: int, processes: Iterable[Lifecycle], now: float) -> Plan:
+def _no_load(pid: int) -> int:
+    return 0
+
+
+def plan(
+    target: int,
+    processes: Iterable[Lifecycle],
+    now: float,
+    load: Callable[[int], int] = _no_load,
+) -> Plan:
     """Say what to do so that *target* processes take jobs.
 
-    Draining processes keep running but no longer count: a replacement is
-    started first, so that retiring one never costs capacity.
+    A process that is to be replaced takes jobs until a spare one is up, and is
+    drained then: replacing costs no capacity. One spare at a time is started,
+    and none while as many as *target* are draining already, so that long tasks
+    never make the memory of the worker grow beyond twice what it is.
+
+    *load*: the jobs in flight of a process, by its pid; where there are more
+    processes than wanted, the one with the fewest goes.
     """
     lives = list(processes)
     kill = [life.pid for life in lives if life.is_overdue(now)]
-    serving = sum(1 for life in lives if life.serves and life.pid not in kill)
-    return Plan(spawn=max(0, target - serving), kill=kill)
+    alive = [life for life in lives if life.pid not in kill]
+    up = [life for life in alive if life.state is State.UP]
+    serving = sum(1 for life in alive if life.serves)
+    draining = sum(1 for life in alive if life.state is State.DRAINING)
+    to_replace = any(life.retiring for life in up)
+    spare = 1 if to_replace and draining < target else 0
+    surplus = sorted(up, key=lambda life: (not life.retiring, load(life.pid)))
+    return Plan(
+        spawn=max(0, target + spare - serving),
+        drain=[life.pid for life in surplus[: max(0, len(up) - target)]],
+        kill=kill,
+    )
 
 
 class RestartBudget:
@@ -62,3 +97,34 @@ class RestartBudget:
     def failures(self) -> int:
         """Failures within the period, at the last failure."""
         return len(self._failures)
+
+
+class Backoff:
+    """When to try again what the system has refused.
+
+    Arguments:
+        first: seconds after the first failure; each further one doubles it.
+        most: seconds at most.
+    """
+
+    __slots__ = ("_delay", "_not_before", "first", "most")
+
+    def __init__(self, first: float, most: float) -> None:
+        self.first = first
+        self.most = most
+        self._delay = 0.0
+        self._not_before = 0.0
+
+    def may_try(self, now: float) -> bool:
+        """Whether it is time."""
+        return not self._delay or now >= self._not_before
+
+    def on_failure(self, now: float) -> float:
+        """It failed at *now*; return the seconds until the next try."""
+        self._delay = min(self._delay * 2, self.most) if self._delay else self.first
+        self._not_before = now + self._delay
+        return self._delay
+
+    def on_success(self) -> None:
+        """It works again."""
+        self._delay = 0.0

@@ -10,6 +10,7 @@ kind     direction payload
 TASK     to child  pickled ``(target, args, kwargs, soft, hard)``: run this job
 CANCEL   to child  none: end this job's body
 DRAIN    to child  none: no more jobs come; finish those you have, then exit
+ABORT    to child  none: end all bodies, report nothing more of them, and exit
 WORKER_UP to parent none: ready for jobs
 ACK      to parent ``!d`` monotonic seconds: accepted; sent before the first step
 STARTED  to parent ``!d`` monotonic seconds: the body starts; only with a hard limit
@@ -62,6 +63,7 @@ class Kind(IntEnum):
     STARTED = 8
     CANCELLED = 9
     STUCK = 10
+    ABORT = 11
 
 
 KINDS = {int(kind): kind for kind in Kind}

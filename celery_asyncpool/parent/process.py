@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import billiard
+from billiard import popen_fork
 
 from ..core.job import Job
 from ..core.lifecycle import Lifecycle
@@ -18,6 +19,28 @@ from ..handover import ChildEnd, ChildOptions
 from ..pipe import Pipe
 
 __all__ = ["Spawner", "WorkerProcess"]
+
+
+class _Fork(popen_fork.Popen):
+    """billiard's, which leaves its pipe open when the system cannot fork."""
+
+    def _launch(self, process: Any) -> None:
+        reader, writer = os.pipe()
+        try:
+            self.pid = os.fork()
+        except OSError:
+            os.close(reader)
+            os.close(writer)
+            raise
+        if self.pid == 0:
+            exitcode = 1
+            try:
+                os.close(reader)
+                exitcode = process._bootstrap()
+            finally:
+                os._exit(exitcode)
+        os.close(writer)
+        self.sentinel = reader
 
 
 class Spawner:
@@ -52,47 +75,102 @@ class Spawner:
         *close_fds* are descriptors of ours that a forked child must not keep.
         Raises ``OSError`` when the system has no room for a process or pipe.
         """
-        ours, theirs = socket.socketpair()
-        report, report_end = os.pipe()
-        for fd in (report, report_end):
-            os.set_blocking(fd, False)
-        try:
+        with _Ends() as ends:
             options = self.options
             if self.method == "fork":
-                options = replace(options, close_fds=(*close_fds, ours.fileno(), report))
-            self._started += 1
-            context: Any = billiard.get_context(self.method)
-            process = context.Process(
-                target=self.target,
-                args=(self.app, ChildEnd(theirs, report_end), options),
-                name=f"AsyncPoolWorker-{self._started}",
-            )
-            process.index = self._started - 1  # Celery's %i in the log file's name
-            process.daemon = False  # bodies may start processes of their own
+                options = replace(options, close_fds=(*close_fds, *ends.kept))
+            process = self._process(ChildEnd(ends.theirs, ends.report_end), options)
             process.start()
-        except BaseException:
-            ours.close()
-            os.close(report)
-            raise
-        finally:
-            theirs.close()
-            os.close(report_end)
+            # Nothing that can fail may come between the start and the return:
+            # the process would run, and nobody would know of it.
+            ends.keep()
         life = Lifecycle(process.pid, now=now, start_timeout=self.start_timeout)
-        return WorkerProcess(process, Pipe(ours), report, life)
+        return WorkerProcess(process, Pipe(ends.ours), ends.report, ends.write_fd, life)
+
+    def _process(self, end: ChildEnd, options: ChildOptions) -> Any:
+        self._started += 1
+        context: Any = billiard.get_context(self.method)
+        process = context.Process(
+            target=self.target,
+            args=(self.app, end, options),
+            name=f"AsyncPoolWorker-{self._started}",
+        )
+        if self.method == "fork":
+            process._Popen = _Fork
+        process.index = self._started - 1  # Celery's %i in the log file's name
+        process.daemon = False  # bodies may start processes of their own
+        return process
+
+
+class _Ends:
+    """The descriptors of a process that is about to start, all or none of them.
+
+    On leaving the ``with`` block the child's ends are closed here, and ours too
+    unless the process has started.
+    """
+
+    def __init__(self) -> None:
+        self._keep = False
+        self._fds: list[int] = []
+        try:
+            self.ours, self.theirs = socket.socketpair()
+            self.report, self.report_end = os.pipe()
+            self._fds += (self.report, self.report_end)
+            #: The pipe's socket again: kombu's hub knows one direction per descriptor.
+            self.write_fd = os.dup(self.ours.fileno())
+            self._fds.append(self.write_fd)
+        except OSError:
+            self._close_all()
+            raise
+        for fd in (self.report, self.report_end):
+            os.set_blocking(fd, False)
+
+    @property
+    def kept(self) -> tuple[int, int, int]:
+        """Our own ends, which a forked child must not keep."""
+        return self.ours.fileno(), self.report, self.write_fd
+
+    def __enter__(self) -> _Ends:
+        return self
+
+    def keep(self) -> None:
+        """The process has started: our ends are somebody's now."""
+        self._keep = True
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._keep:
+            self.theirs.close()
+            os.close(self.report_end)
+        else:
+            self._close_all()
+
+    def _close_all(self) -> None:
+        for name in ("ours", "theirs"):
+            sock = getattr(self, name, None)
+            if sock is not None:
+                sock.close()
+        for fd in self._fds:
+            os.close(fd)
 
 
 class WorkerProcess:
     """A started process, its pipe, its state and the jobs that it has."""
 
-    def __init__(self, process: Any, pipe: Pipe, report_fd: int, life: Lifecycle) -> None:
+    def __init__(
+        self, process: Any, pipe: Pipe, report_fd: int, write_fd: int, life: Lifecycle
+    ) -> None:
         self._process = process
         self.pid: int = process.pid
         self.pipe = pipe
         self.life = life
         #: Jobs sent to it that have not ended there.
         self.jobs: dict[int, Job] = {}
-        #: Jobs that have ended there.
+        #: Jobs that were sent to it, and that have ended there.
+        self.sent = 0
         self.done = 0
+        #: Its resident memory in KiB, when it was up and when somebody last looked.
+        self.fresh_memory: int | None = None
+        self.memory: int | None = None
         #: What it last said of itself.
         self.status: dict[str, float] = {}
         #: Ids of the jobs whose bodies refuse to end.
@@ -107,16 +185,23 @@ class WorkerProcess:
         #: Its stream was broken: what it had accepted is not known.
         self.is_garbled = False
         self.report_fd = report_fd
-        #: The pipe's socket again: kombu's hub knows one direction per descriptor.
-        self.write_fd = os.dup(pipe.fileno())
+        #: The pipe's socket again, for the hub to wait for room in it.
+        self.write_fd = write_fd
         self.exit_fd = self._open_exit_fd()
 
     def __repr__(self) -> str:
         return f"<WorkerProcess pid={self.pid} {self.life.state.value}, {len(self.jobs)} jobs>"
 
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """All descriptors that the parent has of it."""
+        fds = (self.pipe.fileno(), self.write_fd, self.report_fd, self.exit_fd)
+        return tuple(fd for fd in (*fds, self._process.sentinel) if fd is not None and fd >= 0)
+
     def send(self, job: Job) -> None:
         """Hand *job* over; it leaves with the next flush of the pipe."""
         self.jobs[job.id] = job
+        self.sent += 1
         self.pipe.write(encode(Kind.TASK, job.id, job.payload))
 
     def read_report(self) -> str:

@@ -24,13 +24,16 @@ from celery.utils.log import get_logger
 
 from ..core import job as jobs
 from ..core import lifecycle, protocol
+from ..core.crashes import Crashes
 from ..core.dispatch import Dispatcher
 from ..core.job import Job
 from ..core.lifecycle import Exit
-from ..core.maintenance import RestartBudget, plan
+from ..core.maintenance import Backoff, RestartBudget, plan, spread
 from ..core.protocol import Kind, Message
 from ..core.timelimits import Verdict
-from .leftovers import kill_leftovers
+from ..leftovers import find_leftovers, kill_leftovers, name_of
+from .adopted import Adopted
+from .memory import resident_memory
 from .process import Spawner, WorkerProcess
 
 __all__ = ["Supervisor"]
@@ -40,8 +43,13 @@ logger = get_logger(__name__)
 #: Seconds between two looks at all processes.
 MAINTENANCE_INTERVAL = 1.0
 
-#: Seconds in which a process that was told to abort, or lost its pipe, must be gone.
+#: Seconds in which a process that lost its pipe must be gone; one that was told to
+#: abort has as many more than its bodies have to clean up.
 STOP_TIMEOUT = 2.0
+
+#: Seconds in which a process must be gone that drains and has no job left: the
+#: receivers of ``worker_process_shutdown`` run then.
+EXIT_TIMEOUT = 30.0
 
 #: Seconds that a process may be late in telling that a body's time is over.
 BACKSTOP_MARGIN = 1.0
@@ -52,15 +60,21 @@ STACK_TIME = 0.3
 #: Processes that may fail to start, within how many seconds.
 START_FAILURES, START_FAILURES_PERIOD = 5, 60.0
 
+#: Seconds before the system is asked again for a process that it refused, at first
+#: and at most.
+RETRY_FIRST, RETRY_MOST = 1.0, 30.0
+
 
 class Supervisor:
     """The pool's processes and jobs.
 
     Arguments:
         spawner: starts processes.
-        target: how many processes there should be.
-        slots: jobs that each process may have in flight.
         limit: jobs that all processes together may have in flight.
+        max_processes: over how many processes they are spread, at most.
+        max_tasks: jobs after which a process is replaced; None: no limit.
+        max_memory: KiB of resident memory above which it is; None: no limit.
+        max_crashes: processes that one task may take down before it fails for good.
         drain_timeout: seconds that the neighbours of a body that refuses to end have.
         cancel_grace: seconds that a cancelled body has to end.
         on_slot_free: called once for each job, when its slot is free again.
@@ -71,10 +85,12 @@ class Supervisor:
     def __init__(
         self,
         spawner: Spawner,
-        target: int,
-        slots: int,
         limit: int,
+        max_processes: int,
         *,
+        max_tasks: int | None = None,
+        max_memory: int | None = None,
+        max_crashes: int,
         drain_timeout: float,
         cancel_grace: float,
         on_slot_free: Callable[[], Any],
@@ -82,8 +98,13 @@ class Supervisor:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.spawner = spawner
-        self.target = target
+        self.max_processes = max_processes
+        self.max_tasks = max_tasks
+        self.max_memory = max_memory
+        #: How many processes there should be.
+        self.target, slots = spread(limit, max_processes)
         self.dispatcher = Dispatcher(slots, limit)
+        self.crashes = Crashes(max_crashes)
         self.drain_timeout = drain_timeout
         self.cancel_grace = cancel_grace
         self._on_slot_free = on_slot_free
@@ -91,6 +112,11 @@ class Supervisor:
         self._clock = clock
         self._processes: dict[int, WorkerProcess] = {}
         self._budget = RestartBudget(START_FAILURES, START_FAILURES_PERIOD)
+        self._backoff = Backoff(RETRY_FIRST, RETRY_MOST)
+        self._adopted = Adopted()
+        #: Dead processes whose subprocesses are still to be looked for, and
+        #: whether their ends were orderly.
+        self._not_cleared: dict[int, bool] = {}
         #: Jobs that have not ended, wherever they are; Celery holds them weakly.
         self._jobs: dict[int, Job] = {}
         #: When the process of a job must have said something of its end: a heap
@@ -102,6 +128,7 @@ class Supervisor:
         self._hub: Any = None
         self._timer: Any = None
         self._gave_up = False
+        self._is_reading = False
         self._on_finished: Callable[[], None] | None = None
 
     def __repr__(self) -> str:
@@ -167,6 +194,7 @@ class Supervisor:
     def submit(self, job: Job, error: Exception | None = None) -> None:
         """Take a new *job*, or report the *error* that kept it from being one."""
         job.turn = self._turn
+        job.quarantined = self.crashes.is_quarantined(job.uuid)
         self._jobs[job.id] = job
         if error is not None:
             self._tell_error(job, error)
@@ -194,19 +222,49 @@ class Supervisor:
                 # Its WORKER_UP may wait in the pipe while the hub could not
                 # run, as when Celery was reconnecting to the broker.
                 self._on_readable(process)
+        if self.max_memory is not None:
+            self._judge_memory(self.max_memory)
         self._replenish()
         self._check_backstops()
+        for pid in set(self._not_cleared) - set(self._processes):
+            self._clear_up(pid, self._not_cleared.pop(pid))
+        self._adopted.reap(self._clock(), self._processes)
         self._finish_if_done()
 
     def _replenish(self) -> None:
-        """Start what is missing, kill what is overdue; judges no process's end."""
+        """Start what is missing, retire and kill what is to go; judges no process's end."""
         lives = [process.life for process in self.processes]
-        to_do = plan(self._wanted(), lives, self._clock())
+        to_do = plan(self._wanted(), lives, self._clock(), self.dispatcher.load)
         for pid in to_do.kill:
             self._kill_overdue(self._processes[pid])
+        for pid in to_do.drain:
+            self._retire(self._processes[pid])
         for _ in range(to_do.spawn):
-            if not self._spawn():
+            if not self._backoff.may_try(self._clock()) or not self._spawn():
                 break
+
+    def resize(self, limit: int) -> None:
+        """From now on *limit* jobs may be in flight; starts and retires processes for it."""
+        self.target, slots = spread(limit, self.max_processes)
+        self.dispatcher.resize(slots, limit)
+        self.maintain()
+
+    def restart(self) -> None:
+        """Replace all processes, one after the other; their jobs run to their ends."""
+        for process in self.processes:
+            process.life.retire("the pool restarts")
+        self.maintain()
+
+    def catch_up(self) -> None:
+        """Hear what the processes have already reported.
+
+        For somebody who is about to judge jobs after the hub has not run for a
+        while. Does nothing when it interrupts the reading itself, as a signal
+        handler can.
+        """
+        for process in self.processes:
+            while not self._is_reading and self._on_readable(process):
+                continue
 
     def terminate(self, job: Job, signum: int) -> None:
         """End *job*, wherever it is; its outcome is reported when it is known."""
@@ -235,7 +293,7 @@ class Supervisor:
     def abort(self, on_finished: Callable[[], None]) -> None:
         """Cold shutdown: end all processes; the jobs that they had report nothing.
 
-        Bodies are cancelled and have :data:`STOP_TIMEOUT` seconds to clean up.
+        Bodies are cancelled and have the grace time to clean up.
         """
         self._on_finished = on_finished
         self.drop_queued()
@@ -244,14 +302,24 @@ class Supervisor:
                 self._jobs.pop(job.id, None)
                 self._backstop_of.pop(job.id, None)
             process.jobs.clear()
-            if process.life.state is not lifecycle.State.STOPPING:
+            if process.life.state is lifecycle.State.STARTING:
                 self._stop(process)
+            elif process.life.state is not lifecycle.State.STOPPING:
+                self._abort(process)
         self._finish_if_done()
 
+    def _abort(self, process: WorkerProcess) -> None:
+        self.dispatcher.close_process(process.pid)
+        process.life.stop(now=self._clock(), timeout=self.cancel_grace + STOP_TIMEOUT)
+        process.pipe.write(protocol.encode(Kind.ABORT))
+        self._flush(process)
+
     def kill_all(self) -> None:
-        """Kill all processes at once: the worker exits without having stopped us."""
+        """Kill all processes and what they have started: the worker exits without stopping us."""
         for process in self.processes:
             process.kill()
+        for process in self.processes:
+            kill_leftovers(process.pid)
 
     # Jobs.
 
@@ -266,7 +334,7 @@ class Supervisor:
         for job in self.dispatcher.assign():
             assert job.pid is not None
             if job.turn < self._turn - 1 and self._was_revoked(job):
-                self.dispatcher.release(job.pid)
+                self.dispatcher.release(job)
                 self._discard(job)
                 continue
             process = self._processes[job.pid]
@@ -274,6 +342,7 @@ class Supervisor:
             touched.add(process)
         for process in touched:
             self._flush(process)
+            self._judge_age(process)
 
     def _was_revoked(self, job: Job) -> bool:
         """Whether a job that had to wait in the pool must not run any more."""
@@ -294,12 +363,15 @@ class Supervisor:
         if job is None:
             return
         process.done += 1
-        self.dispatcher.release(process.pid)
+        self.dispatcher.release(job)
         process.stuck.discard(job.id)
+        self.crashes.on_end(job.uuid)
         if message.payload and job.finish():
             self._tell_result(job, message.payload)
         self._end(job)
         self._kill_if_only_stuck(process)
+        if not process.jobs:
+            process.life.must_go(now=self._clock(), timeout=EXIT_TIMEOUT)
 
     def _on_started(self, process: WorkerProcess, message: Message) -> None:
         """A body with a hard limit starts; from here on our own clock runs too."""
@@ -325,7 +397,7 @@ class Supervisor:
         self._backstop_of.pop(job.id, None)
         verdict, stack = protocol.loads(message.payload)
         process.stuck.add(job.id)
-        self._drain(process)
+        self._drain_for_stuck(process)
         # Not maintain(): it would judge the jobs of a process that is gone while
         # messages of its last read wait to be handled.
         self._replenish()
@@ -402,18 +474,65 @@ class Supervisor:
         process.last_stack = stack
         process.kill()
 
-    def _drain(self, process: WorkerProcess) -> None:
-        if process.life.state is lifecycle.State.UP:
-            self.dispatcher.close_process(process.pid)
-            process.life.drain(deadline=self._clock() + self.drain_timeout)
+    def _drain_for_stuck(self, process: WorkerProcess) -> None:
+        """A body refuses to end: the process can only end with its neighbours' ends."""
+        self._drain(process)
+        if process.life.state is lifecycle.State.DRAINING:
+            process.life.must_go(now=self._clock(), timeout=self.drain_timeout)
             logger.warning(
                 "worker process %s drains: its other %d tasks have %ss to end",
                 process.pid,
                 len(process.jobs) - len(process.stuck),
                 self.drain_timeout,
             )
-            process.pipe.write(protocol.encode(Kind.DRAIN))
-            self._flush(process)
+
+    def _retire(self, process: WorkerProcess) -> None:
+        """It is not needed any more, or its replacement is up."""
+        if self._on_finished is None:
+            logger.info(
+                "worker process %s goes (%s); its %d tasks run to their ends",
+                process.pid,
+                process.life.retiring or "fewer are wanted",
+                len(process.jobs),
+            )
+        self._drain(process)
+
+    def _drain(self, process: WorkerProcess) -> None:
+        """Give it no more jobs; it exits when those that it has are done."""
+        if process.life.state is not lifecycle.State.UP:
+            return
+        self.dispatcher.close_process(process.pid)
+        process.life.drain()
+        if not process.jobs:
+            process.life.must_go(now=self._clock(), timeout=EXIT_TIMEOUT)
+        process.pipe.write(protocol.encode(Kind.DRAIN))
+        self._flush(process)
+
+    # Recycling.
+
+    def _judge_age(self, process: WorkerProcess) -> None:
+        if self.max_tasks is not None and process.sent >= self.max_tasks:
+            reason = f"it has had {process.sent} tasks, worker_max_tasks_per_child"
+            if process.life.retire(reason):
+                self._replenish()
+
+    def _judge_memory(self, most: int) -> None:
+        for process in self.processes:
+            memory = resident_memory(process.pid)
+            if memory is not None and memory > most and process.fresh_memory is not None:
+                process.life.retire(f"it uses {memory} KiB, worker_max_memory_per_child is {most}")
+
+    def _judge_fresh_memory(self, process: WorkerProcess, most: int) -> None:
+        """A limit below what a fresh process uses would replace processes without end."""
+        process.fresh_memory = resident_memory(process.pid)
+        if process.fresh_memory is not None and process.fresh_memory > most:
+            logger.error(
+                "worker_max_memory_per_child is %s KiB, and a worker process uses %s KiB before "
+                "its first task: no process is replaced for its memory. Set it higher",
+                most,
+                process.fresh_memory,
+            )
+            self.max_memory = None
 
     def _kill_if_only_stuck(self, process: WorkerProcess) -> None:
         """A process that is left with nothing but bodies that refuse to end goes."""
@@ -433,12 +552,8 @@ class Supervisor:
 
     def _tell_error(self, job: Job, error: Exception) -> None:
         """Report *error* as the outcome of *job*."""
-        if job.callbacks.error is None:
-            return
-        try:
-            raise error
-        except Exception:
-            self._call(job, job.callbacks.error, ExceptionInfo())
+        if job.callbacks.error is not None:
+            self._call(job, job.callbacks.error, _einfo(error))
 
     def _discard(self, job: Job) -> None:
         job.discard()
@@ -471,35 +586,41 @@ class Supervisor:
             process = self.spawner.spawn(self._clock(), self._inherited_fds())
         except OSError as exc:
             logger.error(
-                "cannot start a worker process: %s; trying again in %ss",
+                "cannot start a worker process: %s; %d are running. Trying again in %.0fs",
                 exc,
-                MAINTENANCE_INTERVAL,
+                len(self._processes),
+                self._backoff.on_failure(self._clock()),
             )
             return False
+        self._backoff.on_success()
         self._processes[process.pid] = process
         logger.debug("= %r", process.life)
         self._watch(process)
         return True
 
     def _inherited_fds(self) -> tuple[int, ...]:
-        fds: list[int] = []
-        for process in self.processes:
-            fds += (process.pipe.fileno(), process.write_fd, process.exit_fd, process.report_fd)
-        return tuple(fd for fd in fds if fd >= 0)
+        return tuple(fd for process in self.processes for fd in process.fds)
 
-    def _on_readable(self, process: WorkerProcess) -> None:
+    def _on_readable(self, process: WorkerProcess) -> bool:
+        """Read and handle one buffer; False if there was no message in it."""
+        if process.pipe.eof:
+            return False
         try:
+            self._is_reading = True
             messages = process.pipe.read()
         except protocol.ProtocolError as exc:
             logger.critical("worker process %s: %s; killing it", process.pid, exc)
             process.is_garbled = True
             self._unwatch_pipe(process)
             process.kill()
-            return
+            return False
+        finally:
+            self._is_reading = False
         for message in messages:
             self._handle(process, message)
         if process.pipe.eof:
             self._on_eof(process)
+        return bool(messages)
 
     def _handle(self, process: WorkerProcess, message: Message) -> None:
         kind = message.kind
@@ -519,6 +640,9 @@ class Supervisor:
             if process.life.on_up():
                 logger.debug("= %r", process.life)
                 self.dispatcher.add_process(process.pid)
+                if self.max_memory is not None:
+                    self._judge_fresh_memory(process, self.max_memory)
+                self._replenish()  # it may be the spare one that another has waited for
                 self._finish_if_done()
         else:
             raise AssertionError(f"{kind!r} is not for the parent")
@@ -531,6 +655,10 @@ class Supervisor:
 
     def _flush(self, process: WorkerProcess) -> None:
         done = process.pipe.flush()
+        if done:
+            self.dispatcher.resume(process.pid)
+        else:
+            self.dispatcher.hold(process.pid)
         if self._hub is None:
             return
         if done:
@@ -550,10 +678,10 @@ class Supervisor:
         self._unwatch(process)
         del self._processes[process.pid]
         self.dispatcher.remove_process(process.pid)
+        is_orderly = process.life.state is lifecycle.State.DRAINING and exitcode == 0
         exit = process.life.on_exit(exitcode)
         self._log_exit(process, exit, exitcode)
-        if exitcode != 0:
-            kill_leftovers(process.pid)
+        self._clear_up(process.pid, is_orderly)
         process.close()
         if exit.at_start:
             self._on_start_failure()
@@ -561,6 +689,22 @@ class Supervisor:
         self.maintain()
         for job in accepted:
             self._lose(job, process, exit, exitcode)
+
+    def _clear_up(self, pid: int, is_orderly: bool) -> None:
+        """What an orderly process leaves is somebody's wish; what a dead one leaves is not."""
+        try:
+            left = find_leftovers(pid) if is_orderly else kill_leftovers(pid)
+        except OSError as exc:
+            # Nothing may keep us from settling the jobs of a dead process.
+            logger.error("cannot look for subprocesses of worker process %s: %s", pid, exc)
+            self._not_cleared[pid] = is_orderly
+            return
+        self._adopted.expect(left)
+        if not is_orderly:
+            return
+        if left:
+            names = ", ".join(name_of(leftover) for leftover in left)
+            logger.warning("worker process %s has left subprocesses that run on: %s", pid, names)
 
     def _read_to_end(self, process: WorkerProcess) -> None:
         if process.pipe.eof:
@@ -597,14 +741,24 @@ class Supervisor:
             why = ", perhaps out of memory" if exit.perhaps_oom else ""
             if process.doom is not None:
                 why = f", since {process.doom}"
-            self._tell_error(
+            self._tell_lost(
                 job,
-                WorkerLostError(
-                    f"Worker exited prematurely: {human_status(exitcode)}{why} "
-                    f"Job: {job.id}. (worker process {process.pid})"
-                ),
+                f"Worker exited prematurely: {human_status(exitcode)}{why} "
+                f"Job: {job.id}. (worker process {process.pid})",
+                is_suspect=process.doom is None,
             )
         self._end(job)
+
+    def _tell_lost(self, job: Job, text: str, is_suspect: bool) -> None:
+        """Report a lost job; one that has been lost too often will not run again."""
+        count = self.crashes.on_crash(job.uuid) if is_suspect else 0
+        fail_for_good = job.callbacks.fail_for_good
+        if count < self.crashes.limit or fail_for_good is None or job.callbacks.may_crash:
+            self._tell_error(job, WorkerLostError(text))
+            return
+        self.crashes.on_end(job.uuid)
+        text += f" It was the task's crash number {count} (asyncpool_max_crashes): it is given up."
+        self._call(job, fail_for_good, _einfo(WorkerLostError(text)))
 
     def _log_exit(self, process: WorkerProcess, exit: Exit, exitcode: int) -> None:
         if exit.expected:
@@ -628,8 +782,11 @@ class Supervisor:
                 process.pid,
                 self.spawner.start_timeout,
             )
-        elif process.life.state is lifecycle.State.DRAINING and not process.pipe.eof:
-            self._doom(process, "its tasks' time to end is over (asyncpool_drain_timeout)")
+        elif process.life.state is lifecycle.State.DRAINING and process.jobs:
+            if not process.pipe.eof:
+                self._doom(process, "its tasks' time to end is over (asyncpool_drain_timeout)")
+        elif process.life.state is lifecycle.State.DRAINING:
+            self._doom(process, f"it has nothing left to do and did not exit in {EXIT_TIMEOUT}s")
         process.kill()
 
     def _on_start_failure(self) -> None:
@@ -658,10 +815,7 @@ class Supervisor:
             return
         for process in self.processes:
             if process.life.state is lifecycle.State.UP:
-                self.dispatcher.close_process(process.pid)
-                process.life.drain()
-                process.pipe.write(protocol.encode(Kind.DRAIN))
-                self._flush(process)
+                self._drain(process)
             elif process.life.state is lifecycle.State.STARTING:
                 self._stop(process)
         if not self._processes:
@@ -675,6 +829,14 @@ class Supervisor:
         self.dispatcher.close_process(process.pid)
         process.life.stop(now=self._clock(), timeout=STOP_TIMEOUT)
         process.pipe.shut()
+
+
+def _einfo(error: Exception) -> ExceptionInfo:
+    """Return the exception info of *error*, which was not raised."""
+    try:
+        raise error
+    except Exception:
+        return ExceptionInfo()
 
 
 def _nothing() -> None:

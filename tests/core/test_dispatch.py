@@ -21,6 +21,13 @@ def new_dispatcher(*pids: int, slots: int, jobs: list[Job]) -> Dispatcher:
     return dispatcher
 
 
+def job_of(pid: int) -> Job:
+    """Some job that process *pid* has."""
+    job = Job(99, b"")
+    job.assign(pid)
+    return job
+
+
 def ids(jobs) -> list[int]:
     return [job.id for job in jobs]
 
@@ -79,9 +86,9 @@ def test_assign_to_least_loaded():
     """A process that has fewer jobs than the others gets the next ones."""
     dispatcher = new_dispatcher(1, 2, 3, slots=10, jobs=new_jobs(12))
     list(dispatcher.assign())
-    dispatcher.release(2)
-    dispatcher.release(2)
-    dispatcher.release(3)
+    dispatcher.release(job_of(2))
+    dispatcher.release(job_of(2))
+    dispatcher.release(job_of(3))
 
     for job in new_jobs(2, first=13):
         dispatcher.enqueue(job)
@@ -124,7 +131,7 @@ def test_release_makes_room_for_one():
     dispatcher = new_dispatcher(1, slots=2, jobs=new_jobs(5))
     list(dispatcher.assign())
 
-    dispatcher.release(1)
+    dispatcher.release(job_of(1))
     assigned = list(dispatcher.assign())
 
     assert ids(assigned) == [3]
@@ -134,7 +141,7 @@ def test_release_of_unknown_process():
     """A job of a process that is gone frees nothing."""
     dispatcher = new_dispatcher(1, slots=2, jobs=[])
 
-    dispatcher.release(99)
+    dispatcher.release(job_of(99))
 
     assert repr(dispatcher) == "<Dispatcher 0 queued, 0/2 slots>"
     assert dispatcher.load(99) == 0
@@ -158,7 +165,7 @@ def test_draining_process_keeps_its_jobs_counted():
 
     dispatcher.close_process(1)
     before = dispatcher.in_flight()
-    dispatcher.release(1)
+    dispatcher.release(job_of(1))
 
     assert before == 2
     assert dispatcher.in_flight() == dispatcher.load(1) == 1
@@ -210,7 +217,7 @@ def test_requeued_jobs_go_first_and_in_order():
     dispatcher.add_process(2)
     first_turn = ids(dispatcher.assign())
     for _ in range(3):
-        dispatcher.release(2)
+        dispatcher.release(job_of(2))
     second_turn = ids(dispatcher.assign())
 
     assert first_turn == [1, 2, 3]
@@ -265,7 +272,7 @@ def test_assign_sees_what_happens_between_two_jobs():
             jobs[1].discard()
             dispatcher.enqueue(Job(5, b""))
         if job.id != 4:
-            dispatcher.release(1)
+            dispatcher.release(job_of(1))
 
     assert assigned == [1, 3, 4]
     assert dispatcher.queued == 1
@@ -294,7 +301,7 @@ def test_assign_never_above_limit():
         dispatcher.add_process(pid)
 
     assigned = list(dispatcher.assign())
-    dispatcher.release(1)
+    dispatcher.release(job_of(1))
     after_release = list(dispatcher.assign())
 
     assert len(assigned) == 5
@@ -314,8 +321,92 @@ def test_limit_counts_draining_processes():
     dispatcher.add_process(2)
     while_draining = list(dispatcher.assign())
     dispatcher.remove_process(1)
-    dispatcher.release(1)
+    dispatcher.release(job_of(1))
     when_gone = list(dispatcher.assign())
 
     assert while_draining == []
     assert ids(when_gone) == [4, 5, 6]
+
+
+def quarantined(*numbers: int) -> list[Job]:
+    jobs = [Job(number, b"") for number in numbers]
+    for job in jobs:
+        job.quarantined = True
+    return jobs
+
+
+def test_quarantined_jobs_never_meet():
+    """A process has one quarantined job at a time; other jobs keep it company."""
+    dispatcher = new_dispatcher(1, 2, slots=5, jobs=[*quarantined(1, 2, 3), *new_jobs(4, first=4)])
+
+    assigned = list(dispatcher.assign())
+
+    assert sorted(ids(assigned)) == [1, 2, 4, 5, 6, 7]
+    assert {job.pid for job in assigned if job.quarantined} == {1, 2}
+    assert dispatcher.queued == 1
+
+
+def test_quarantined_job_follows_the_one_before():
+    """When a quarantined job has ended, or its process has, the next one starts."""
+    first, second, third = quarantined(1, 2, 3)
+    dispatcher = new_dispatcher(1, slots=5, jobs=[first, second, third])
+    list(dispatcher.assign())
+
+    dispatcher.release(first)
+    after_end = list(dispatcher.assign())
+    dispatcher.remove_process(1)
+    dispatcher.add_process(2)
+    after_exit = list(dispatcher.assign())
+
+    assert after_end == [second]
+    assert after_exit == [third]
+
+
+def test_quarantined_jobs_are_dropped_with_the_others():
+    """When the broker is lost, no job waits any more."""
+    dispatcher = new_dispatcher(slots=1, jobs=[*quarantined(1), *new_jobs(1, first=2)])
+
+    assert ids(dispatcher.drop_queued()) == [1, 2]
+    assert dispatcher.queued == 0
+
+
+def test_held_process_gets_nothing():
+    """A process whose pipe is full gets no job until it reads again."""
+    dispatcher = new_dispatcher(1, 2, slots=5, jobs=new_jobs(4))
+    dispatcher.hold(1)
+    while_held = list(dispatcher.assign())
+
+    dispatcher.resume(1)
+    for job in new_jobs(4, first=5):
+        dispatcher.enqueue(job)
+    after = list(dispatcher.assign())
+
+    assert {job.pid for job in while_held} == {2}
+    assert {job.pid for job in after} == {1}
+
+
+def test_hold_does_not_open_a_draining_process():
+    """A process that drains stays closed, whatever its pipe does."""
+    dispatcher = new_dispatcher(1, slots=5, jobs=new_jobs(1))
+    dispatcher.close_process(1)
+
+    dispatcher.hold(1)
+    dispatcher.resume(1)
+
+    assert list(dispatcher.assign()) == []
+
+
+def test_resize():
+    """A smaller limit lets what is in flight end; a bigger one takes effect at once."""
+    jobs = new_jobs(8)
+    dispatcher = new_dispatcher(1, slots=4, jobs=jobs)
+    list(dispatcher.assign())
+
+    dispatcher.resize(2, 2)
+    dispatcher.release(jobs[0])
+    when_smaller = list(dispatcher.assign())
+    dispatcher.resize(5, 5)
+    when_bigger = list(dispatcher.assign())
+
+    assert when_smaller == []
+    assert ids(when_bigger) == [5, 6]

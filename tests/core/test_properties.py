@@ -312,7 +312,7 @@ class Parent:
             assert process.life.takes_jobs
             assert not process.is_closed_for_jobs
             if job.id in revoked:
-                self.dispatcher.release(job.pid)
+                self.dispatcher.release(job)
                 self.discard(job)
                 continue
             process.send(job)
@@ -355,7 +355,7 @@ class Parent:
     def on_ready(self, process: FakeProcess, message: Message) -> None:
         job = process.jobs.pop(message.job_id, None)
         assert job is not None
-        self.dispatcher.release(process.pid)
+        self.dispatcher.release(job)
         process.stuck.discard(job.id)
         if message.payload:
             assert message.payload in (b"=" + job.payload[::-1], TERMINATED, TIMED_OUT)

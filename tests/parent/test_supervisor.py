@@ -45,7 +45,7 @@ class FakeSpawner:
         fake = FakeBilliardProcess(2**22 + 1 + len(self.children), sentinel)
         self.children.append((fake, theirs))
         life = Lifecycle(fake.pid, now=now, start_timeout=self.start_timeout)
-        return WorkerProcess(fake, Pipe(ours), report, life)
+        return WorkerProcess(fake, Pipe(ours), report, os.dup(ours.fileno()), life)
 
 
 @pytest.fixture
@@ -62,9 +62,9 @@ def supervisor(spawner):
     freed = []
     supervisor = Supervisor(
         spawner,
-        target=1,
-        slots=10,
         limit=10,
+        max_processes=1,
+        max_crashes=3,
         drain_timeout=9.0,
         cancel_grace=1.0,
         on_slot_free=lambda: freed.append(True),

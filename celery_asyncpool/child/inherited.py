@@ -1,0 +1,74 @@
+"""Letting go of what a fork has copied from the worker's main process."""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+from collections.abc import Iterable
+from contextlib import closing
+from typing import Any
+
+from kombu.asynchronous import get_event_loop, set_event_loop
+
+__all__ = ["forget_parent"]
+
+
+def forget_parent(close_fds: tuple[int, ...]) -> None:
+    """Let go of the pipes *close_fds*, the parent's hub, and the broker's connections.
+
+    In a spawned process there is nothing of all that, and it does nothing.
+    """
+    # What exists now is the parent's. Never looking at it again keeps its pages shared.
+    gc.freeze()
+    hub = get_event_loop()
+    fds = set(close_fds)
+    if hub is not None:
+        fds.update(_hub_fds(hub))
+        set_event_loop(None)
+    brokers = set(filter(None, map(_peer, fds)))
+    if brokers:
+        # Connections for events and replies: no hub knows them.
+        fds.update(fd for fd in _open_fds() if _peer(fd) in brokers)
+    # Not closed but replaced: objects that still refer to such a number must
+    # not write to a descriptor of ours that happens to get it later.
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for fd in fds:
+        os.dup2(nothing, fd, inheritable=False)
+    os.close(nothing)
+
+
+def _hub_fds(hub: Any) -> Iterable[int]:
+    for fd in (*hub.readers, *hub.writers):
+        if isinstance(fd, int):
+            yield fd
+    waker = getattr(hub, "_waker", None)  # since kombu 5.7
+    poller = getattr(hub.poller, "_epoll", None)
+    for file in (poller, getattr(waker, "reader", None), getattr(waker, "writer", None)):
+        if file is not None and file.fileno() >= 0:
+            yield file.fileno()
+
+
+def _open_fds() -> list[int]:
+    try:
+        return [int(name) for name in os.listdir("/dev/fd")]
+    except OSError:
+        return []
+
+
+def _peer(fd: int) -> Any:
+    """Whom the socket *fd* is connected to; None for an unnamed one, and for no socket."""
+    try:
+        duplicate = os.dup(fd)
+    except OSError:
+        return None  # not open any more
+    try:
+        sock = socket.socket(fileno=duplicate)
+    except OSError:
+        os.close(duplicate)
+        return None
+    with closing(sock):
+        try:
+            return sock.getpeername() or None
+        except OSError:
+            return None  # not connected
