@@ -17,6 +17,7 @@ from ..core.lifecycle import Lifecycle
 from ..core.protocol import Kind, encode
 from ..handover import ChildEnd, ChildOptions
 from ..pipe import Pipe
+from .pollers import open_pollers
 
 __all__ = ["Spawner", "WorkerProcess"]
 
@@ -68,6 +69,9 @@ class Spawner:
         self.options = options
         self.start_timeout = start_timeout
         self._started = 0
+        #: Event loops that the project had before there was a pool are its own to
+        #: share with forks; those since are Celery's and the broker's.
+        self._own_pollers = open_pollers()
 
     def spawn(self, now: float, close_fds: tuple[int, ...]) -> WorkerProcess:
         """Start a process at *now* (monotonic seconds).
@@ -78,7 +82,8 @@ class Spawner:
         with _Ends() as ends:
             options = self.options
             if self.method == "fork":
-                options = replace(options, close_fds=(*close_fds, *ends.kept))
+                pollers = open_pollers() - self._own_pollers
+                options = replace(options, close_fds=(*close_fds, *ends.kept, *pollers))
             process = self._process(ChildEnd(ends.theirs, ends.report_end), options)
             process.start()
             # Nothing that can fail may come between the start and the return:
