@@ -32,8 +32,9 @@ def forget_parent(close_fds: tuple[int, ...]) -> None:
         fds.update(fd for fd in _open_fds() if _peer(fd) in brokers)
     # Not closed but replaced: objects that still refer to such a number must
     # not write to a descriptor of ours that happens to get it later.
+    still_open = [fd for fd in fds if _is_open(fd)]
     nothing = os.open(os.devnull, os.O_RDWR)
-    for fd in fds:
+    for fd in still_open:
         os.dup2(nothing, fd, inheritable=False)
     os.close(nothing)
 
@@ -47,6 +48,15 @@ def _hub_fds(hub: Any) -> Iterable[int]:
     for file in (poller, getattr(waker, "reader", None), getattr(waker, "writer", None)):
         if file is not None and file.fileno() >= 0:
             yield file.fileno()
+
+
+def _is_open(fd: int) -> bool:
+    """Whether *fd* is open; a hub may remember one that is not, after a reconnect."""
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
 
 
 def _open_fds() -> list[int]:
