@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+from celery.signals import worker_shutting_down
 from celery.utils.log import get_logger
 from celery.worker import state as worker_state
 from kombu.asynchronous import Hub
@@ -53,9 +54,14 @@ class Shutdown:
         self._own_hub: Hub | None = None
         self._finished = threading.Event()
         self._is_cold = False
+        self._is_hurried = False
 
     def run(self, cold: bool = False) -> None:
-        """End everything; a SIGQUIT that comes meanwhile makes it a *cold* shutdown."""
+        """End everything; a SIGQUIT that comes meanwhile makes it a *cold* shutdown.
+
+        One more, and there is no time to clean up either.
+        """
+        worker_shutting_down.connect(self._on_signal)
         if cold or is_cold_shutdown():
             self._go_cold()
         else:
@@ -64,29 +70,43 @@ class Shutdown:
             while not self._finished.is_set():
                 if is_cold_shutdown() and not self._is_cold:
                     self._go_cold()
+                if self._is_hurried:
+                    self._is_hurried = False
+                    self._call(self._supervisor.kill_all)
                 self._turn()
         finally:
+            worker_shutting_down.disconnect(self._on_signal)
             if self._own_hub is not None:
                 self._own_hub.close()
+
+    def _on_signal(self, how: str, **kwargs: Any) -> None:
+        """Celery's handlers of signals say this at their end.
+
+        That of the signal which makes a shutdown cold comes before it is, or when
+        it is over: one that comes meanwhile is a further signal.
+        """
+        if how == "Cold" and self._is_cold:
+            self._is_hurried = True
 
     def _go_warm(self) -> None:
         self._stop_consuming()
         if self._hub is not None:
             self._watch_broker()
             self._supervisor.attach(self._hub)  # Celery before 5.7 has just reset it
-        self._call(self._supervisor.finish)
+        self._call(self._supervisor.finish, self._finished.set)
 
     def _go_cold(self) -> None:
         self._is_cold = True
         if self._thread is None:
             self._leave_hub()
-        self._call(self._supervisor.abort)
+        self._call(self._supervisor.abort, self._finished.set)
 
-    def _call(self, end: Any) -> None:
+    def _call(self, function: Any, *args: Any) -> None:
+        """Call *function* where the supervisor lives."""
         if self._thread is not None:
-            self._thread.call(end, self._finished.set)
+            self._thread.call(function, *args)
         else:
-            end(self._finished.set)
+            function(*args)
 
     def _turn(self) -> None:
         """Let everything go on for a moment."""
