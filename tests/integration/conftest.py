@@ -59,6 +59,12 @@ def redis_transport(request, tmp_path_factory):
     return make_transport("redis", request, tmp_path_factory.mktemp("redis"))
 
 
+@pytest.fixture
+def new_transport(request, tmp_path):
+    """Make the transport of that name with a queue of the test's own, which may leave messages."""
+    return lambda name: make_transport(name, request, tmp_path)
+
+
 @pytest.fixture(scope="module")
 def redis(request):
     """A client of the Redis server, on a database that Celery does not use."""

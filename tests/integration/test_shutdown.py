@@ -1,12 +1,37 @@
-"""A warm shutdown waits for what runs."""
+"""What each signal to the worker ends, and what it lets finish."""
 
 import os
 import signal
 
 import pytest
+from celery.exceptions import TaskRevokedError
+from conftest import TRANSPORTS
 from worker import wait_for
 
 TIMEOUT = 60
+
+REMAP = {"REMAP_SIGTERM": "SIGQUIT"}
+
+#: What Celery prints for a signal, so that the next one is not the same one.
+SAYS = {
+    signal.SIGTERM: "Warm shutdown (MainProcess)",
+    signal.SIGQUIT: "Hitting Ctrl+C again will terminate all running tasks!",
+}
+
+
+@pytest.fixture
+def start(new_transport, start_worker):
+    """Start a worker on a queue of its own, on the transport of that name."""
+
+    def start(name, conf="", env=None):
+        return start_worker(
+            new_transport(name),
+            "limits",
+            *("-c", 4, "--processes", 2),
+            env={"LIMITS_CONF": conf, **(env or {})},
+        )
+
+    return start
 
 
 def test_warm_shutdown_waits(transport, start_worker, tmp_path):
@@ -68,3 +93,235 @@ def test_worker_process_signals(redis_transport, start_worker):
             assert sorted(line["pid"] for line in worker.records(what)) == sorted(pids)
         assert all(line["loop"] is False for line in worker.records("init"))
         assert all(line["exitcode"] == 0 for line in worker.records("shutdown"))
+
+
+def test_three_sigterms_are_one(start, tmp_path):
+    """Further SIGTERMs change nothing: the running task ends, and the worker exits with 0."""
+    gate = tmp_path / "gate"
+    with start("redis") as worker:
+        result = worker.client.send("hold", str(gate))
+        worker.wait_started(result)
+
+        for number in (1, 2, 3):
+            worker.process.send_signal(signal.SIGTERM)
+            worker.wait_log(SAYS[signal.SIGTERM], count=number)
+        gate.touch()
+
+        assert worker.wait_exit() == 0
+        assert result.get(timeout=TIMEOUT) == "held"
+
+
+@pytest.mark.parametrize(
+    ("name", "signum", "env"),
+    [
+        *((name, signal.SIGQUIT, {}) for name in TRANSPORTS),
+        ("rabbitmq", signal.SIGTERM, REMAP),
+    ],
+    ids=[*TRANSPORTS, "REMAP_SIGTERM"],
+)
+def test_cold_shutdown(start, name, signum, env):
+    """A running body cleans up and has no outcome; its message, acked late, is run again."""
+    with start(name, "task_acks_late=True", env) as worker:
+        result = worker.client.send("shaped", "plain")
+        worker.wait_started(result)
+
+        worker.process.send_signal(signum)
+
+        worker.wait_exit()
+        assert "Cold shutdown (MainProcess)" in worker.log()
+        assert worker.count("cleaned up", result) == 1
+        for what in ("task_success", "task_failure", "task_revoked"):
+            assert worker.count(what, result) == 0, what
+        assert not result.ready()
+
+        worker.restart()
+        worker.wait_started(result, times=2)
+        result.revoke(terminate=True)
+        with pytest.raises(TaskRevokedError):
+            result.get(timeout=TIMEOUT)
+
+
+def test_cold_shutdown_with_early_ack(start):
+    """A task that was acknowledged when it started is not run again."""
+    with start("redis") as worker:
+        result = worker.client.send("shaped", "plain")
+        worker.wait_started(result)
+
+        worker.process.send_signal(signal.SIGQUIT)
+        worker.wait_exit()
+
+        worker.restart()
+        worker.client.send("neighbour", 0).get(timeout=TIMEOUT)
+        assert worker.count("started", result) == 1
+        assert worker.count("cleaned up", result) == 1
+
+
+@pytest.mark.parametrize("task", ["refuses", "blocks"])
+@pytest.mark.parametrize(
+    "signals",
+    [(signal.SIGTERM, signal.SIGQUIT, signal.SIGQUIT), (signal.SIGQUIT, signal.SIGQUIT)],
+    ids=["warm", "cold"],
+)
+def test_hard_shutdown(start, tmp_path, task, signals):
+    """Asked again, the worker ends at once, whatever its bodies do."""
+    with start("redis") as worker:
+        argument = str(tmp_path / "gate") if task == "refuses" else 600
+        result = worker.client.send(task, argument)
+        worker.wait_started(result)
+
+        for signum in signals[:-1]:
+            worker.process.send_signal(signum)
+            worker.wait_log(SAYS[signum])
+        worker.process.send_signal(signals[-1])
+
+        worker.wait_exit()
+        assert "Cold shutdown (MainProcess)" in worker.log()
+
+
+def test_first_ctrl_c_is_warm(start, tmp_path):
+    """Ctrl-C in the terminal: the running task ends, and its result is there."""
+    gate = tmp_path / "gate"
+    with start("redis") as worker:
+        result = worker.client.send("hold", str(gate))
+        worker.wait_started(result)
+
+        os.killpg(worker.process.pid, signal.SIGINT)
+        worker.wait_log("waiting for 1 tasks")
+        gate.touch()
+
+        worker.wait_exit()
+        assert result.get(timeout=TIMEOUT) == "held"
+
+
+@pytest.mark.parametrize("task", ["shaped", "refuses", "blocks"])
+def test_second_ctrl_c_is_cold(start, tmp_path, task):
+    """The second Ctrl-C ends bodies of any kind; those that can clean up do."""
+    argument = {"shaped": "plain", "refuses": str(tmp_path / "gate"), "blocks": 600}[task]
+    with start("redis") as worker:
+        result = worker.client.send(task, argument)
+        worker.wait_started(result)
+
+        os.killpg(worker.process.pid, signal.SIGINT)
+        worker.wait_log("waiting for 1 tasks")
+        os.killpg(worker.process.pid, signal.SIGINT)
+
+        worker.wait_exit()
+        assert SAYS[signal.SIGQUIT] in worker.log()
+        assert worker.count("cleaned up", result) == (task == "shaped")
+        assert worker.count("task_success", result) == 0
+
+
+@pytest.mark.parametrize(
+    ("signum", "env"),
+    [(signal.SIGQUIT, {}), (signal.SIGTERM, REMAP)],
+    ids=["SIGQUIT", "REMAP_SIGTERM"],
+)
+def test_soft_shutdown(start, tmp_path, signum, env):
+    """worker_soft_shutdown_timeout: a task may finish first, and its limits do not count on."""
+    gate = tmp_path / "gate"
+    with start("redis", "worker_soft_shutdown_timeout=5", env) as worker:
+        result = worker.client.send("hold", str(gate), soft_time_limit=3, time_limit=4)
+        worker.wait_started(result)
+
+        worker.process.send_signal(signum)
+        worker.wait_log("Initiating Soft Shutdown, terminating in 5 seconds")
+        gate.touch()
+
+        assert result.get(timeout=TIMEOUT) == "held"
+        worker.wait_exit()
+        assert "Cold shutdown (MainProcess)" in worker.log()
+        assert "time limit" not in worker.log()
+        assert result.state == "SUCCESS"
+        assert worker.count("task_success", result) == 1
+        assert worker.count("task_failure", result) == worker.count("task_retry", result) == 0
+
+
+def test_soft_shutdown_keeps_what_has_finished(start, tmp_path):
+    """Of tasks acked late, only those that did not finish in time are run again (RabbitMQ)."""
+    gates = [tmp_path / "gate 0", tmp_path / "gate 1"]
+    conf = "worker_soft_shutdown_timeout=3; task_acks_late=True"
+    with start("rabbitmq", conf) as worker:
+        results = [worker.client.send("hold", str(gate)) for gate in gates]
+        worker.wait_started(*results)
+
+        worker.process.send_signal(signal.SIGQUIT)
+        worker.wait_log("Initiating Soft Shutdown")
+        gates[0].touch()
+        assert results[0].get(timeout=TIMEOUT) == "held"
+        worker.wait_exit()
+
+        worker.restart()
+        worker.wait_started(results[1], times=2)
+        worker.client.send("neighbour", 0).get(timeout=TIMEOUT)
+        assert worker.count("started", results[0]) == 1
+        assert results[0].state == "SUCCESS"
+        gates[1].touch()
+        assert results[1].get(timeout=TIMEOUT) == "held"
+
+
+@pytest.mark.parametrize(
+    ("signum", "env"),
+    [(signal.SIGQUIT, {}), (signal.SIGTERM, REMAP)],
+    ids=["SIGQUIT", "REMAP_SIGTERM"],
+)
+def test_second_signal_hurries_a_soft_shutdown(start, signum, env):
+    """During a soft shutdown the second signal cancels bodies, and the third ends the worker."""
+    with start("redis", "worker_soft_shutdown_timeout=600", env) as worker:
+        result = worker.client.send("shaped", "plain")
+        worker.wait_started(result)
+
+        worker.process.send_signal(signum)
+        worker.wait_log("Initiating Soft Shutdown, terminating in 600 seconds")
+        worker.process.send_signal(signum)
+        worker.wait_log("Waiting gracefully for cold shutdown to complete...")
+        wait_for(lambda: worker.count("cleaned up", result), worker.tail)
+        worker.process.send_signal(signal.SIGQUIT)
+
+        worker.wait_exit()
+
+
+@pytest.mark.parametrize("task", ["refuses", "blocks"])
+def test_third_signal_is_the_end(start, tmp_path, task):
+    """A third SIGQUIT ends a soft shutdown whatever the bodies do."""
+    with start("redis", "worker_soft_shutdown_timeout=600") as worker:
+        argument = str(tmp_path / "gate") if task == "refuses" else 600
+        worker.wait_started(worker.client.send(task, argument))
+
+        worker.process.send_signal(signal.SIGQUIT)
+        worker.wait_log("Initiating Soft Shutdown, terminating in 600 seconds")
+        worker.process.send_signal(signal.SIGQUIT)
+        worker.wait_log("Waiting gracefully for cold shutdown to complete...")
+        worker.process.send_signal(signal.SIGQUIT)
+
+        worker.wait_exit()
+
+
+def test_soft_shutdown_when_idle(start):
+    """Without a task there is none, but with worker_enable_soft_shutdown_on_idle."""
+    text = "Initiating Soft Shutdown"
+    conf = "worker_soft_shutdown_timeout=1"
+    with start("redis", conf) as worker:
+        worker.process.send_signal(signal.SIGQUIT)
+        worker.wait_exit()
+        assert text not in worker.log()
+
+    with start("redis", f"{conf}; worker_enable_soft_shutdown_on_idle=True") as worker:
+        worker.process.send_signal(signal.SIGQUIT)
+        worker.wait_exit()
+        assert text in worker.log()
+
+
+@pytest.mark.parametrize("name", TRANSPORTS)
+def test_remote_shutdown(start, tmp_path, name):
+    """`celery control shutdown` waits for what runs, and the worker exits with 0."""
+    gate = tmp_path / "gate"
+    with start(name) as worker:
+        result = worker.client.send("hold", str(gate))
+        worker.wait_started(result)
+
+        worker.client.app.control.shutdown(destination=[worker.hostname])
+        worker.wait_log("waiting for 1 tasks")
+        gate.touch()
+
+        assert worker.wait_exit() == 0
+        assert result.get(timeout=TIMEOUT) == "held"

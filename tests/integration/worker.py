@@ -165,6 +165,8 @@ class Worker:
 
     def __exit__(self, *exc_info):
         try:
+            if exc_info[0] is not None:
+                return  # the test has failed: it may have left tasks that never end
             if self.process.poll() is None:
                 self.process.send_signal(signal.SIGTERM)
                 try:
@@ -172,8 +174,7 @@ class Worker:
                 except subprocess.TimeoutExpired:
                     self.kill_everything()
                     raise AssertionError(f"the worker did not stop:\n{self.tail()}") from None
-            if exc_info[0] is None:
-                wait_for(lambda: not self.family(), lambda: f"left behind: {self.family()}")
+            wait_for(lambda: not self.family(), lambda: f"left behind: {self.family()}")
         finally:
             self.kill_everything()
             self.client.close()
@@ -196,8 +197,14 @@ class Worker:
                 start_new_session=True,
             )
 
-    def wait_ready(self):
-        self.wait_log(" ready.")
+    def restart(self):
+        """Start it again after its exit: the same name, queue, log and record."""
+        count = self.log().count(" ready.")
+        self.start()
+        self.wait_ready(count + 1)
+
+    def wait_ready(self, count=1):
+        self.wait_log(" ready.", count)
         count = len(self.pool_pids())
         wait_for(
             lambda: len(self.up_processes()) == count,
@@ -234,6 +241,14 @@ class Worker:
             if (what is None or line["what"] == what)
             and all(line.get(key) == value for key, value in fields.items())
         ]
+
+    def count(self, what, result):
+        """How often the app has recorded *what* of the task of *result*."""
+        return len(self.records(what, id=result.id))
+
+    def wait_started(self, *results, times=1):
+        """Wait until the body of each task has started, *times* in all."""
+        wait_for(lambda: all(self.count("started", r) >= times for r in results), self.tail)
 
     def stats(self):
         """The worker's own statistics, as `celery inspect stats` shows them."""

@@ -32,3 +32,10 @@ def make_app(name):
             "polling_interval": 0.02,
         }
     return app
+
+
+def configure(app, variable):
+    """Apply the settings in the environment's *variable*: ``name=value; name=value``."""
+    for setting in filter(None, os.environ.get(variable, "").split("; ")):
+        name, _, value = setting.partition("=")
+        setattr(app.conf, name, eval(value))

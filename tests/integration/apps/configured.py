@@ -5,15 +5,13 @@ import os
 
 from celery import signals
 
-from .base import make_app
+from .base import configure, make_app
 from .recording import record
 
 app = make_app("configured")
 if "DJANGO" in os.environ:
     app.config_from_object("django.conf:settings", namespace="CELERY")
-for setting in filter(None, os.environ.get("CONFIGURED", "").split("; ")):
-    name, _, value = setting.partition("=")
-    setattr(app.conf, name, eval(value))
+configure(app, "CONFIGURED")
 
 
 @signals.worker_process_init.connect

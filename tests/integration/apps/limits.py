@@ -12,13 +12,11 @@ import celery
 from celery import signals
 from celery.exceptions import SoftTimeLimitExceeded
 
-from .base import make_app
+from .base import configure, make_app
 from .recording import record
 
 app = make_app("limits")
-for setting in filter(None, os.environ.get("LIMITS_CONF", "").split("; ")):
-    name, _, value = setting.partition("=")
-    setattr(app.conf, name, eval(value))
+configure(app, "LIMITS_CONF")
 
 FOREVER = 600
 
