@@ -15,7 +15,12 @@ REMAP = {"REMAP_SIGTERM": "SIGQUIT"}
 #: What Celery prints for a signal, so that the next one is not the same one.
 SAYS = {
     signal.SIGTERM: "Warm shutdown (MainProcess)",
+    signal.SIGINT: "Warm shutdown (MainProcess)",
     signal.SIGQUIT: "Hitting Ctrl+C again will terminate all running tasks!",
+}
+SAYS_SECOND = {
+    signal.SIGINT: "Hitting Ctrl+C again will terminate all running tasks!",
+    signal.SIGQUIT: "Waiting gracefully for cold shutdown to complete...",
 }
 
 
@@ -24,11 +29,12 @@ def start(new_transport, start_worker):
     """Start a worker on a queue of its own, on the transport of that name."""
 
     def start(name, conf="", env=None):
+        settings = "asyncpool_cancel_grace=1" + (f"; {conf}" if conf else "")
         return start_worker(
             new_transport(name),
             "limits",
             *("-c", 4, "--processes", 2),
-            env={"LIMITS_CONF": conf, **(env or {})},
+            env={"LIMITS_CONF": settings, **(env or {})},
         )
 
     return start
@@ -157,25 +163,36 @@ def test_cold_shutdown_with_early_ack(start):
 
 
 @pytest.mark.parametrize("task", ["refuses", "blocks"])
-@pytest.mark.parametrize(
-    "signals",
-    [(signal.SIGTERM, signal.SIGQUIT, signal.SIGQUIT), (signal.SIGQUIT, signal.SIGQUIT)],
-    ids=["warm", "cold"],
-)
-def test_hard_shutdown(start, tmp_path, task, signals):
-    """Asked again, the worker ends at once, whatever its bodies do."""
+def test_two_sigquits(start, tmp_path, task):
+    """A second SIGQUIT keeps the first from nothing: the worker ends, whatever its bodies do."""
     with start("redis") as worker:
         argument = str(tmp_path / "gate") if task == "refuses" else 600
-        result = worker.client.send(task, argument)
-        worker.wait_started(result)
+        worker.wait_started(worker.client.send(task, argument))
 
-        for signum in signals[:-1]:
-            worker.process.send_signal(signum)
-            worker.wait_log(SAYS[signum])
-        worker.process.send_signal(signals[-1])
+        worker.process.send_signal(signal.SIGQUIT)
+        worker.wait_log(SAYS[signal.SIGQUIT])
+        worker.process.send_signal(signal.SIGQUIT)
 
         worker.wait_exit()
         assert "Cold shutdown (MainProcess)" in worker.log()
+
+
+@pytest.mark.parametrize("task", ["refuses", "blocks"])
+@pytest.mark.parametrize("signals", ["TERM QUIT QUIT", "QUIT QUIT QUIT", "INT INT INT"])
+def test_third_signal_is_the_end(start, tmp_path, task, signals):
+    """However long asyncpool_cancel_grace is, and whatever the bodies do."""
+    with start("redis", "asyncpool_cancel_grace=600") as worker:
+        argument = str(tmp_path / "gate") if task == "refuses" else 600
+        worker.wait_started(worker.client.send(task, argument))
+
+        first, second, third = (getattr(signal, f"SIG{name}") for name in signals.split())
+        worker.process.send_signal(first)
+        worker.wait_log(SAYS[first])
+        worker.process.send_signal(second)
+        worker.wait_log(SAYS[second] if second != first else SAYS_SECOND[second])
+        worker.process.send_signal(third)
+
+        worker.wait_exit()
 
 
 def test_first_ctrl_c_is_warm(start, tmp_path):
@@ -275,22 +292,6 @@ def test_second_signal_hurries_a_soft_shutdown(start, signum, env):
         worker.process.send_signal(signum)
         worker.wait_log("Waiting gracefully for cold shutdown to complete...")
         wait_for(lambda: worker.count("cleaned up", result), worker.tail)
-        worker.process.send_signal(signal.SIGQUIT)
-
-        worker.wait_exit()
-
-
-@pytest.mark.parametrize("task", ["refuses", "blocks"])
-def test_third_signal_is_the_end(start, tmp_path, task):
-    """A third SIGQUIT ends a soft shutdown whatever the bodies do."""
-    with start("redis", "worker_soft_shutdown_timeout=600") as worker:
-        argument = str(tmp_path / "gate") if task == "refuses" else 600
-        worker.wait_started(worker.client.send(task, argument))
-
-        worker.process.send_signal(signal.SIGQUIT)
-        worker.wait_log("Initiating Soft Shutdown, terminating in 600 seconds")
-        worker.process.send_signal(signal.SIGQUIT)
-        worker.wait_log("Waiting gracefully for cold shutdown to complete...")
         worker.process.send_signal(signal.SIGQUIT)
 
         worker.wait_exit()
