@@ -24,7 +24,7 @@ from .parent.adopted import become_subreaper
 from .parent.hub import HubThread
 from .parent.memory import can_tell_memory, resident_memory
 from .parent.process import Spawner, WorkerProcess
-from .parent.shutdown import Shutdown, is_cold_shutdown
+from .parent.shutdown import ColdSignals, Shutdown, is_cold_shutdown
 from .parent.supervisor import Supervisor
 from .request import fail_for_good, has_own_crash_budget, use_request
 from .settings import Settings, check_platform
@@ -71,6 +71,7 @@ class Pool(BasePool):
         #: Celery's consumer, once it is connected.
         self._consumer: Any = None
         self._stopping = False
+        self._cold_signals = ColdSignals()
 
     # Start.
 
@@ -286,7 +287,10 @@ class Pool(BasePool):
             return  # ended before, or a signal handler that interrupted this very wait
         self._stopping = True
         supervisor = self._supervisor
-        Shutdown(supervisor, self._hub, self._thread, self._consumer).run(cold)
+        shutdown = Shutdown(
+            supervisor, self._hub, self._thread, self._consumer, self._cold_signals
+        )
+        shutdown.run(cold)
         atexit.unregister(supervisor.kill_all)
         self._supervisor = self._hub = self._consumer = None
         if self._thread is not None:

@@ -21,7 +21,7 @@ from kombu.common import ignore_errors
 from .hub import HubThread
 from .supervisor import Supervisor
 
-__all__ = ["Shutdown", "is_cold_shutdown"]
+__all__ = ["ColdSignals", "Shutdown", "is_cold_shutdown"]
 
 logger = get_logger(__name__)
 
@@ -34,6 +34,22 @@ def is_cold_shutdown() -> bool:
     return worker_state.should_terminate is not None and worker_state.should_terminate is not False
 
 
+class ColdSignals:
+    """Counts the signals that ask for a cold shutdown.
+
+    Celery's handlers of signals announce it at their ends. One that interrupts
+    another announces it before that one does, so all are counted from the start.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        worker_shutting_down.connect(self._on_announcement)
+
+    def _on_announcement(self, how: str, **kwargs: Any) -> None:
+        if how == "Cold":
+            self.count += 1
+
+
 class Shutdown:
     """Ends a supervisor and all its processes; :meth:`run` returns when they have gone.
 
@@ -42,10 +58,16 @@ class Shutdown:
         hub: Celery's hub, None where its transport has none.
         thread: in which the supervisor lives where there is no hub.
         consumer: Celery's consumer with its connection, if it is still there.
+        signals: how often somebody has asked for a cold shutdown.
     """
 
     def __init__(
-        self, supervisor: Supervisor, hub: Any, thread: HubThread | None, consumer: Any
+        self,
+        supervisor: Supervisor,
+        hub: Any,
+        thread: HubThread | None,
+        consumer: Any,
+        signals: ColdSignals,
     ) -> None:
         self._supervisor = supervisor
         self._hub = hub
@@ -54,15 +76,19 @@ class Shutdown:
         self._own_hub: Hub | None = None
         self._finished = threading.Event()
         self._is_cold = False
-        self._is_hurried = False
+        self._signals = signals
+        #: So many cold shutdowns announced, and there is no time to clean up.
+        self._at_once = 2
 
     def run(self, cold: bool = False) -> None:
         """End everything; a SIGQUIT that comes meanwhile makes it a *cold* shutdown.
 
         One more, and there is no time to clean up either.
         """
-        worker_shutting_down.connect(self._on_signal)
-        if cold or is_cold_shutdown():
+        is_cold = cold or is_cold_shutdown()
+        if is_cold:
+            # Celery's handler of the signal calls this, and announces it afterwards.
+            self._at_once = 1
             self._go_cold()
         else:
             self._go_warm()
@@ -70,23 +96,12 @@ class Shutdown:
             while not self._finished.is_set():
                 if is_cold_shutdown() and not self._is_cold:
                     self._go_cold()
-                if self._is_hurried:
-                    self._is_hurried = False
+                if self._is_cold and self._signals.count >= self._at_once:
                     self._call(self._supervisor.kill_all)
                 self._turn()
         finally:
-            worker_shutting_down.disconnect(self._on_signal)
             if self._own_hub is not None:
                 self._own_hub.close()
-
-    def _on_signal(self, how: str, **kwargs: Any) -> None:
-        """Celery's handlers of signals say this at their end.
-
-        That of the signal which makes a shutdown cold comes before it is, or when
-        it is over: one that comes meanwhile is a further signal.
-        """
-        if how == "Cold" and self._is_cold:
-            self._is_hurried = True
 
     def _go_warm(self) -> None:
         self._stop_consuming()

@@ -1,4 +1,4 @@
-"""Redis: a shutdown gives unacknowledged messages back at once, whatever the visibility timeout."""
+"""Redis: a shutdown gives unacknowledged messages back, whatever the visibility timeout."""
 
 import signal
 
