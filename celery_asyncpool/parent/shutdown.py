@@ -9,7 +9,9 @@ been interrupted by the very signal handler that runs this.
 
 from __future__ import annotations
 
+import sys
 import threading
+from types import FrameType
 from typing import Any
 
 from celery.signals import worker_shutting_down
@@ -25,6 +27,12 @@ __all__ = ["ColdSignals", "Shutdown", "is_cold_shutdown"]
 
 logger = get_logger(__name__)
 
+#: So many signals that ask for a cold shutdown leave no time to clean up.
+AT_ONCE = 2
+
+#: Celery's functions for them, in ``celery.apps.worker``.
+COLD_HANDLERS = ("on_cold_shutdown", "during_soft_shutdown")
+
 #: Seconds that the main thread waits at once, where it has no hub to run.
 PAUSE = 0.2
 
@@ -37,17 +45,39 @@ def is_cold_shutdown() -> bool:
 class ColdSignals:
     """Counts the signals that ask for a cold shutdown.
 
-    Celery's handlers of signals announce it at their ends. One that interrupts
-    another announces it before that one does, so all are counted from the start.
+    Celery's handlers of signals announce it at their ends, and one may interrupt
+    another, so those that are in progress are counted by looking at the stack.
     """
 
     def __init__(self) -> None:
-        self.count = 0
+        self._announced = 0
+        self._in_progress = 0
         worker_shutting_down.connect(self._on_announcement)
+
+    @property
+    def count(self) -> int:
+        """How many there were."""
+        return self._announced + self._in_progress
+
+    def begin(self, is_cold: bool) -> None:
+        """A shutdown begins, perhaps in a handler, which goes on when it is over."""
+        self._in_progress = _cold_handlers_in_progress()
+        if is_cold and not self.count:
+            self._in_progress = 1  # not by a signal, but cold it is
 
     def _on_announcement(self, how: str, **kwargs: Any) -> None:
         if how == "Cold":
-            self.count += 1
+            self._announced += 1
+
+
+def _cold_handlers_in_progress() -> int:
+    count = 0
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        is_celerys = frame.f_globals.get("__name__") == "celery.apps.worker"
+        count += is_celerys and frame.f_code.co_name in COLD_HANDLERS
+        frame = frame.f_back
+    return count
 
 
 class Shutdown:
@@ -77,8 +107,6 @@ class Shutdown:
         self._finished = threading.Event()
         self._is_cold = False
         self._signals = signals
-        #: So many cold shutdowns announced, and there is no time to clean up.
-        self._at_once = 2
 
     def run(self, cold: bool = False) -> None:
         """End everything; a SIGQUIT that comes meanwhile makes it a *cold* shutdown.
@@ -86,9 +114,8 @@ class Shutdown:
         One more, and there is no time to clean up either.
         """
         is_cold = cold or is_cold_shutdown()
+        self._signals.begin(is_cold)
         if is_cold:
-            # Celery's handler of the signal calls this, and announces it afterwards.
-            self._at_once = 1
             self._go_cold()
         else:
             self._go_warm()
@@ -96,7 +123,7 @@ class Shutdown:
             while not self._finished.is_set():
                 if is_cold_shutdown() and not self._is_cold:
                     self._go_cold()
-                if self._is_cold and self._signals.count >= self._at_once:
+                if self._is_cold and self._signals.count >= AT_ONCE:
                     self._call(self._supervisor.kill_all)
                 self._turn()
         finally:

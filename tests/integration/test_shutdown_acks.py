@@ -21,7 +21,7 @@ def count_messages(rabbitmq_server):
 
 
 def test_acks_leave_during_the_drain(new_transport, start_worker, count_messages, tmp_path):
-    """What ends during a warm shutdown is acknowledged at once; a later kill -9 repeats the rest."""
+    """What ends during a warm shutdown is acknowledged at once, as a later kill -9 shows."""
     gates = [tmp_path / "gate 0", tmp_path / "gate 1"]
     transport = new_transport("rabbitmq")
     env = {"LIMITS_CONF": "task_acks_late=True"}
