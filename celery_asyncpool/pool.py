@@ -26,6 +26,7 @@ from .parent.memory import can_tell_memory, resident_memory
 from .parent.process import Spawner, WorkerProcess
 from .parent.shutdown import ColdSignals, Shutdown, is_cold_shutdown
 from .parent.supervisor import Supervisor
+from .redis_close import survive_second_close
 from .request import fail_for_good, has_own_crash_budget, use_request
 from .settings import Settings, check_platform
 from .tasklimits import check_tasks, job_limits
@@ -82,6 +83,7 @@ class Pool(BasePool):
                 "worker_max_memory_per_child has no effect: this system does not tell how "
                 "much memory another process uses (Linux does, in /proc)"
             )
+        survive_second_close()
         use_request(self.app)
         _, hostname = self.options["initargs"]
         if not self.forking_enable:

@@ -42,6 +42,7 @@ SHARED = [
     "handover",
     "leftovers",
     "pipe",
+    "redis_close",
     "request",
     "settings",
     "tasklimits",
