@@ -30,9 +30,20 @@ import click
 from celery import Celery, states
 from celery.result import AsyncResult, ResultSet
 from kombu.exceptions import DecodeError
+from kombu.transport import filesystem
+from kombu.utils.json import dumps
 from kombu.utils.url import maybe_sanitize_url
 
-__all__ = ["Flight", "Stopped", "app", "most_in_flight", "run", "settings_for", "table"]
+__all__ = [
+    "FileTransport",
+    "Flight",
+    "Stopped",
+    "app",
+    "most_in_flight",
+    "run",
+    "settings_for",
+    "table",
+]
 
 #: Settings of the app in the worker, as JSON.
 SETTINGS_VARIABLE = "ASYNCPOOL_DEMO_SETTINGS"
@@ -130,7 +141,7 @@ def run(
     file, queue or result is left.
     """
     queue = f"asyncpool-demo-{uuid.uuid4().hex}"
-    with _Signals() as signals, _folder() as folder:
+    with _Signals() as signals, _folder(queue) as folder:
         settings = settings_for(broker, folder, queue)
         _configure(settings)
         worker = _Worker(folder, settings)
@@ -177,6 +188,7 @@ def settings_for(broker: str | None, folder: Path, queue: str) -> dict[str, Any]
         "worker_enable_remote_control": False,
     }
     if broker is None:
+        settings["broker_transport"] = f"{__name__}:{FileTransport.__name__}"
         settings["broker_transport_options"] = {
             "data_folder_in": str(folder / "messages"),
             "data_folder_out": str(folder / "messages"),
@@ -192,6 +204,28 @@ def settings_for(broker: str | None, folder: Path, queue: str) -> dict[str, Any]
     return settings
 
 
+class _FileChannel(filesystem.Channel):
+    """Messages that are there whole or not at all.
+
+    kombu (5.7) opens a message's file and then writes it; a worker that takes it
+    between the two finds it empty, and ends.
+    """
+
+    def _put(  # type: ignore[override]  # as kombu's own
+        self, queue: str, payload: dict[str, Any], **kwargs: Any
+    ) -> None:
+        folder = Path(self.data_folder_out)
+        part = folder / uuid.uuid4().hex  # no name of a message
+        part.write_text(dumps(payload))
+        part.rename(folder / f"{time.monotonic_ns() // 1_000_000}_{part.name}.{queue}.msg")
+
+
+class FileTransport(filesystem.Transport):
+    """kombu's filesystem transport with whole messages."""
+
+    Channel = _FileChannel
+
+
 def _is_redis(broker: str) -> bool:
     return broker.startswith(("redis://", "rediss://"))
 
@@ -205,11 +239,14 @@ def _results_for(broker: str, folder: Path) -> str:
 
 
 @contextmanager
-def _folder() -> Iterator[Path]:
+def _folder(queue: str) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="asyncpool-demo-"))
     try:
         for name in ("messages", "control", "results", "tmp"):
             (folder / name).mkdir()
+        # kombu (5.7) locks a table of bindings that is there before it writes;
+        # one that is not, it empties first, though the worker may be reading it.
+        (folder / "control" / f"{queue}.exchange").write_text("[]")
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -222,6 +222,35 @@ def test_environment_and_folder_of_another_project_do_not_matter(demo: Demo) -> 
     assert rows(done.stdout)["most in flight at once"] == "10"
 
 
+SLOW_DISK = """
+import builtins, io, os, time
+
+fast_open = builtins.open
+
+def slow_open(file, mode="r", *args, **kwargs):
+    opened = fast_open(file, mode, *args, **kwargs)
+    if "w" in mode and b"/asyncpool-demo-" in os.fsencode(file):
+        time.sleep(0.1)
+    return opened
+
+builtins.open = io.open = slow_open
+"""
+
+
+def test_slow_disk(demo: Demo) -> None:
+    """No message or result is read before it is written, however long that takes."""
+    site = demo.here.parent / "slow-disk"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(SLOW_DISK)
+    demo.environ["PYTHONPATH"] = str(site)
+
+    done = demo.run("--tasks", "10", "--seconds", "0.1")
+
+    assert done.returncode == 0, done.stderr
+    assert rows(done.stdout)["tasks"] == "10"
+    demo.assert_nothing_left()
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
     "moment",
