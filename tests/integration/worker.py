@@ -1,5 +1,6 @@
 """A real `celery worker` in a subprocess, and a client for it."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -31,8 +32,15 @@ def wait_for(condition, what, timeout=PATIENCE):
         if value:
             return value
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout} s: {what() if callable(what) else what}")
+            raise AssertionError(f"not within {timeout} s: {_text(what)}")
         time.sleep(0.02)
+
+
+def _text(what):
+    try:
+        return what() if callable(what) else what
+    except Exception as exc:
+        return f"{what}, which cannot be told: {exc!r}"
 
 
 @dataclass
@@ -124,7 +132,8 @@ class Worker:
     """One worker on *transport*, running the app in ``apps/<module>.py``.
 
     Use it as a context manager: at the end it is stopped with SIGTERM, and must
-    exit with 0 and leave no process behind.
+    exit with 0 and leave no process behind. When the block has raised it is
+    killed, with all its processes: its tasks may wait for what was still to come.
     """
 
     def __init__(
@@ -153,6 +162,7 @@ class Worker:
         self.client = Client(transport, self.module)
         self.process = None
         self.exit_code = None
+        self._records = recording.Reader(self.record_path)
 
     def __enter__(self):
         self.start()
@@ -163,21 +173,33 @@ class Worker:
             raise
         return self
 
-    def __exit__(self, *exc_info):
+    def __exit__(self, exc_type, exc, traceback):
         try:
-            if exc_info[0] is not None:
-                return  # the test has failed: it may have left tasks that never end
-            if self.process.poll() is None:
-                self.process.send_signal(signal.SIGTERM)
-                try:
-                    self.exit_code = self.process.wait(PATIENCE)
-                except subprocess.TimeoutExpired:
-                    self.kill_everything()
-                    raise AssertionError(f"the worker did not stop:\n{self.tail()}") from None
-            wait_for(lambda: not self.family(), lambda: f"left behind: {self.family()}")
+            if exc is None:
+                self.stop()
+            else:
+                exc.add_note(f"the end of the worker's log:\n{self.tail()}")
         finally:
             self.kill_everything()
             self.client.close()
+
+    def stop(self):
+        """Stop it with SIGTERM, unless it has ended, and see that nothing is left."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            wait_for(self._has_ended, lambda: f"the worker's end:\n{self.tail()}")
+            assert self.exit_code == 0, f"exit code {self.exit_code}:\n{self.tail()}"
+        wait_for(lambda: not self.family(), lambda: f"left behind: {self.family()}")
+
+    def _has_ended(self):
+        if self.transport.name == "filesystem":
+            # Celery looks whether it should stop when a message comes, or after 2 s.
+            self.client.app.control.broadcast("ping", destination=[self.hostname])
+        try:
+            self.exit_code = self.process.wait(0.2)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def renew_client(self, *results):
         """Use new connections, since a test has cut the old ones; return *results* on them."""
@@ -206,10 +228,7 @@ class Worker:
     def wait_ready(self, count=1):
         self.wait_log(" ready.", count)
         count = len(self.pool_pids())
-        wait_for(
-            lambda: len(self.up_processes()) == count,
-            lambda: f"processes up: {self.stats()}\n{self.tail()}",
-        )
+        wait_for(lambda: len(self.up_processes()) == count, self.tail)
 
     def wait_exit(self, timeout=PATIENCE):
         """Wait until the worker has exited by itself; return its exit code."""
@@ -221,9 +240,11 @@ class Worker:
 
     def wait_log(self, text, count=1):
         def found():
-            if self.process.poll() is not None and self.log().count(text) < count:
-                raise AssertionError(f"the worker has exited:\n{self.tail()}")
-            return self.log().count(text) >= count
+            ended = self.process.poll() is not None
+            if self.log().count(text) >= count:
+                return True
+            assert not ended, f"the worker has exited:\n{self.tail()}"
+            return False
 
         wait_for(found, lambda: f"{text!r} in the log:\n{self.tail()}")
 
@@ -237,7 +258,7 @@ class Worker:
         """What the app has recorded, filtered."""
         return [
             line
-            for line in recording.read(self.record_path)
+            for line in self._records.read()
             if (what is None or line["what"] == what)
             and all(line.get(key) == value for key, value in fields.items())
         ]
@@ -252,11 +273,15 @@ class Worker:
 
     def stats(self):
         """The worker's own statistics, as `celery inspect stats` shows them."""
+        return wait_for(self._ask, lambda: f"an answer to inspect stats:\n{self.tail()}")
+
+    def _ask(self):
+        assert self.process.poll() is None, f"the worker has exited:\n{self.tail()}"
         replies = self.client.app.control.inspect([self.hostname], timeout=5, limit=1).stats()
-        return (replies or {}).get(self.hostname, {})
+        return (replies or {}).get(self.hostname)
 
     def pool(self):
-        return wait_for(self.stats, lambda: f"an answer to inspect stats:\n{self.tail()}")["pool"]
+        return self.stats()["pool"]
 
     def pool_pids(self):
         return self.pool()["processes"]
@@ -282,10 +307,14 @@ class Worker:
         return pids
 
     def kill_everything(self):
-        for pid in self.family():
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        wait_for(self._kill_family, lambda: f"survivors of SIGKILL: {self.family()}")
         if self.process is not None:
-            self.process.wait(10)
+            self.process.wait(PATIENCE)
+
+    def _kill_family(self):
+        """Kill all that there are; whether there were none. One may just be forking another."""
+        family = self.family()
+        for pid in family:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return not family

@@ -20,8 +20,21 @@ def record(what, **fields):
         os.close(fd)
 
 
-def read(path):
-    path = Path(path)
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
+class Reader:
+    """Reads what is recorded in *path*, as it grows."""
+
+    def __init__(self, path):
+        self._path = Path(path)
+        self._position = 0
+        self._lines = []
+
+    def read(self):
+        """All whole lines so far: a reader may see the half of one that is being written."""
+        if self._path.exists():
+            with self._path.open("rb") as file:
+                file.seek(self._position)
+                whole = file.read().rpartition(b"\n")
+            text = whole[0] + whole[1]
+            self._position += len(text)
+            self._lines += [json.loads(line) for line in text.splitlines()]
+        return self._lines
