@@ -41,25 +41,29 @@ def test_slots_bound_what_runs(transport, start_worker, tmp_path):
         last.get(timeout=TIMEOUT)
 
 
-def test_slow_result_backend(redis_transport, start_worker, redis):
-    """A backend that takes 200 ms a write delays no other task's awaits."""
+def test_slow_result_backend(redis_transport, start_worker, tmp_path):
+    """While a backend takes no result, bodies run on: its writes are in threads."""
     transport = redis_transport
-    with start_worker(
-        transport,
-        "flight",
-        *("-c", 600, "--processes", 1),
-        env={"ASYNCPOOL_TEST_BACKEND": f"apps.slow_backend:SlowBackend+{transport.backend}"},
-    ) as worker:
-        for _ in range(500):
-            worker.client.send("nap", 0.5)
-        heartbeat = worker.client.send("gap", 4)
+    line, gate = tmp_path / "line", tmp_path / "gate"
+    env = {
+        "ASYNCPOOL_TEST_BACKEND": f"apps.slow_backend:SlowBackend+{transport.backend}",
+        "SLOW_GATE": str(line),
+    }
+    with start_worker(transport, "flight", "-c", 600, "--processes", 1, env=env) as worker:
+        results = [worker.client.send("pid") for _ in range(100)]
+        wait_for(lambda: worker.records("write"), worker.tail)
 
-        longest = heartbeat.get(timeout=TIMEOUT)
+        results += [worker.client.send("wait", str(gate), n) for n in range(400)]
+        wait_for(lambda: len(worker.records("started")) == 400, worker.tail)
+        gate.touch()
+        results.append(worker.client.send("wait", str(gate), "the last"))
+        wait_for(lambda: worker.records("ended", name="the last"), worker.tail)
+        assert not any(result.ready() for result in results)
 
-        writes = worker.records("write")
-        assert len(writes) > 50
-        assert not any(write["main"] for write in writes)
-        assert longest < 0.2
+        line.touch()
+        assert len([result.get(timeout=TIMEOUT) for result in results]) == 501
+        assert len(worker.records("write")) == 501
+        assert not any(write["main"] for write in worker.records("write"))
         wait_for(lambda: worker.slots_in_use() == 0, worker.pool)
 
 

@@ -43,6 +43,7 @@ async def wait(path, name):
     """Wait for the file *path*."""
     record("started", name=name)
     await _gate(path)
+    record("ended", name=name)
     return os.getpid()
 
 
@@ -58,25 +59,6 @@ async def wait_late(path, name):
 async def pid():
     """Return the process's pid."""
     return os.getpid()
-
-
-@app.task
-async def gap(seconds):
-    """Return the longest time that the loop did not come back to a waiting task."""
-    loop = asyncio.get_running_loop()
-    longest, last = 0.0, loop.time()
-    end = last + seconds
-    while last < end:
-        await asyncio.sleep(0.01)
-        now = loop.time()
-        longest, last = max(longest, now - last), now
-    return longest
-
-
-@app.task
-async def nap(seconds):
-    """Sleep."""
-    await asyncio.sleep(seconds)
 
 
 @app.task

@@ -1,5 +1,6 @@
-"""A result backend that blocks for 200 ms a write, and says in which thread."""
+"""A result backend whose writes wait for the file in SLOW_GATE, and say in which thread."""
 
+import os
 import threading
 import time
 
@@ -7,13 +8,12 @@ from celery.backends.redis import RedisBackend
 
 from .recording import record
 
-WRITE_SECONDS = 0.2
-
 
 class SlowBackend(RedisBackend):
-    """Redis behind a slow line."""
+    """Redis behind a line that is down until there is a file."""
 
     def _set(self, key, value, *more):
         record("write", main=threading.current_thread() is threading.main_thread())
-        time.sleep(WRITE_SECONDS)
+        while not os.path.exists(os.environ["SLOW_GATE"]):
+            time.sleep(0.02)
         return super()._set(key, value, *more)
