@@ -142,3 +142,104 @@ def test_unaccepted_job_of_a_dead_process_waits_for_the_next(supervisor, spawner
 
     assert told == []
     assert list(replacement.jobs) == [1]
+
+
+def crash(supervisor, spawner, exitcode=-9):
+    """The newest process dies, and another one comes up."""
+    fake, _ = spawner.children[-1]
+    fake.exitcode = exitcode
+    supervisor._on_exit(supervisor.processes[0])
+    spawner.children[-1][1].send(encode(Kind.WORKER_UP))
+    supervisor._on_readable(supervisor.processes[0])
+
+
+def test_task_that_crashes_too_often(supervisor, spawner):
+    """The third crash of a task is its last; it is told apart from those before."""
+    told = []
+    for job_id in (1, 2, 3):
+        callbacks = Callbacks(
+            error=lambda info: told.append("lost"),
+            fail_for_good=lambda info: told.append(str(info.exception)),
+        )
+        job = Job(job_id, dumps(None), uuid="the same", callbacks=callbacks)
+        supervisor.submit(job)
+        supervisor._on_tick()
+        spawner.children[-1][1].send(encode_time(Kind.ACK, job_id, 0.0))
+        supervisor._on_readable(supervisor.processes[0])
+        assert job.quarantined == (job_id == 3)
+        crash(supervisor, spawner)
+
+    assert told[:2] == ["lost", "lost"]
+    assert "crash number 3 (asyncpool_max_crashes)" in told[2]
+    assert len(supervisor.freed) == 3
+    assert len(supervisor.crashes) == 0
+
+
+def test_task_that_ends_between_crashes(supervisor, spawner):
+    """A task that has ended is no suspect, whatever became of its process before."""
+    told = []
+    submit(supervisor, told, 1)
+    spawner.children[-1][1].send(encode_time(Kind.ACK, 1, 0.0))
+    supervisor._on_readable(supervisor.processes[0])
+    crash(supervisor, spawner)
+    assert len(supervisor.crashes) == 1
+
+    submit(supervisor, told, 2)
+    spawner.children[-1][1].send(
+        encode_time(Kind.ACK, 2, 0.0) + encode(Kind.READY, 2, dumps((True, (False, "v", 0.1))))
+    )
+    supervisor._on_readable(supervisor.processes[0])
+
+    assert told == [(1, "WorkerLostError"), (2, "success")]
+    assert len(supervisor.crashes) == 0
+
+
+def test_fork_that_fails_is_tried_again_later(supervisor, spawner, monkeypatch):
+    """The system is asked again after a second, then after two; no job is lost."""
+    now = [1000.0]
+    tries = []
+
+    def no_process(*args):
+        tries.append(now[0])
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(supervisor, "_clock", lambda: now[0])
+    told = []
+    submit(supervisor, told, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(spawner, "spawn", no_process)
+        spawner.children[0][0].exitcode = -9
+        supervisor._on_exit(supervisor.processes[0])
+        for now[0] in (1000.5, 1001.0, 1001.5, 1002.9, 1003.0):
+            supervisor.maintain()
+
+    assert tries == [1000.0, 1001.0, 1003.0]
+    now[0] = 1007.0
+    supervisor.maintain()
+    spawner.children[-1][1].send(encode(Kind.WORKER_UP))
+    [process] = supervisor.processes
+    supervisor._on_readable(process)
+    supervisor._on_tick()
+    assert list(process.jobs) == [1]
+    assert told == []
+
+
+def test_process_that_does_not_read(supervisor, spawner):
+    """A process whose socket is full gets no more jobs: what waits for it is bounded."""
+    [process] = supervisor.processes
+    big = dumps(b"x" * 1_000_000)
+    for job_id in (1, 2, 3):
+        supervisor.submit(Job(job_id, big))
+        supervisor._on_tick()
+
+    assert list(process.jobs) == [1]
+    assert supervisor.dispatcher.queued == 2
+    assert process.pipe.unsent < len(big)
+
+    theirs = spawner.children[0][1]
+    theirs.setblocking(False)
+    while process.pipe.unsent:
+        theirs.recv(1_000_000)
+        supervisor._flush(process)
+    supervisor._on_tick()
+    assert list(process.jobs) == [1, 2, 3]
