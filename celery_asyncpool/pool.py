@@ -71,6 +71,7 @@ class Pool(BasePool):
         self._thread: HubThread | None = None
         #: Celery's consumer, once it is connected.
         self._consumer: Any = None
+        self._is_closed = False  # as Celery does first, but for its signal handlers
         self._stopping = False
         self._cold_signals = ColdSignals()
 
@@ -271,13 +272,18 @@ class Pool(BasePool):
         when its consumer has closed remote control: a task that never ends can
         still be revoked.
         """
+        self._is_closed = True
         if not is_cold_shutdown():
             self._shut_down()
 
     def on_stop(self) -> None:
-        """Celery's consumer has stopped, or a signal handler makes the shutdown cold."""
+        """Celery's consumer has stopped, or a signal handler makes the shutdown cold.
+
+        The handler does not close the pool before, and in Celery before 5.7 says
+        only afterwards that it is a cold shutdown.
+        """
         self._consumer = None
-        self._shut_down()
+        self._shut_down(cold=not self._is_closed)
 
     def on_terminate(self) -> None:
         """Cold shutdown: bodies are cancelled, processes end in seconds."""
