@@ -187,6 +187,8 @@ class WorkerProcess:
         #: Ids of jobs whose time was over, which it has not ended; with its stack then.
         self.overdue: set[int] = set()
         self.last_stack = ""
+        #: Its messages are being handled right now.
+        self.is_read = False
         #: Its stream was broken: what it had accepted is not known.
         self.is_garbled = False
         self.report_fd = report_fd

@@ -128,7 +128,6 @@ class Supervisor:
         self._hub: Any = None
         self._timer: Any = None
         self._gave_up = False
-        self._is_reading = False
         self._on_finished: Callable[[], None] | None = None
 
     def __repr__(self) -> str:
@@ -215,13 +214,12 @@ class Supervisor:
 
     def maintain(self) -> None:
         """Compare what is with what should be, and act."""
+        # What they have said may wait in the pipes while the hub could not run,
+        # as when Celery was reconnecting to the broker: nobody is late by that.
+        self.catch_up()
         for process in self.processes:
-            if process.exitcode() is not None:
+            if process.exitcode() is not None and not process.is_read:
                 self._on_exit(process)  # missed by the hub
-            elif process.life.state is lifecycle.State.STARTING:
-                # Its WORKER_UP may wait in the pipe while the hub could not
-                # run, as when Celery was reconnecting to the broker.
-                self._on_readable(process)
         if self.max_memory is not None:
             self._judge_memory(self.max_memory)
         self._replenish()
@@ -256,14 +254,9 @@ class Supervisor:
         self.maintain()
 
     def catch_up(self) -> None:
-        """Hear what the processes have already reported.
-
-        For somebody who is about to judge jobs after the hub has not run for a
-        while. Does nothing when it interrupts the reading itself, as a signal
-        handler can.
-        """
+        """Hear what the processes have already reported, before they are judged."""
         for process in self.processes:
-            while not self._is_reading and self._on_readable(process):
+            while self._on_readable(process):
                 continue
 
     def terminate(self, job: Job, signum: int) -> None:
@@ -602,12 +595,19 @@ class Supervisor:
         return tuple(fd for process in self.processes for fd in process.fds)
 
     def _on_readable(self, process: WorkerProcess) -> bool:
-        """Read and handle one buffer; False if there was no message in it."""
-        if process.pipe.eof:
+        """Read and handle one buffer; False if there was no message in it.
+
+        Does nothing when that is going on already, further down the stack: a
+        signal handler may have interrupted it, or Celery may ask for something
+        while it is told of a result. Messages are handled in their order.
+        """
+        if process.pipe.eof or process.is_read:
             return False
+        process.is_read = True
         try:
-            self._is_reading = True
             messages = process.pipe.read()
+            for message in messages:
+                self._handle(process, message)
         except protocol.ProtocolError as exc:
             logger.critical("worker process %s: %s; killing it", process.pid, exc)
             process.is_garbled = True
@@ -615,9 +615,7 @@ class Supervisor:
             process.kill()
             return False
         finally:
-            self._is_reading = False
-        for message in messages:
-            self._handle(process, message)
+            process.is_read = False
         if process.pipe.eof:
             self._on_eof(process)
         return bool(messages)

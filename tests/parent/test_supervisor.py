@@ -243,3 +243,49 @@ def test_process_that_does_not_read(supervisor, spawner):
         supervisor._flush(process)
     supervisor._on_tick()
     assert list(process.jobs) == [1, 2, 3]
+
+
+def test_late_messages_are_heard_before_anyone_is_judged(supervisor, spawner, monkeypatch):
+    """When the hub could not run for a while, what waits in the pipes counts."""
+    now = [1000.0]
+    monkeypatch.setattr(supervisor, "_clock", lambda: now[0])
+    told = []
+    submit(supervisor, told, 1)
+    [process] = supervisor.processes
+    theirs = spawner.children[0][1]
+    theirs.send(encode_time(Kind.ACK, 1, now[0]) + encode_time(Kind.STARTED, 1, now[0]))
+    supervisor._on_readable(process)
+    theirs.send(encode(Kind.READY, 1, dumps((True, (False, "value", 0.5)))))
+
+    now[0] += 60
+    supervisor.maintain()
+
+    assert told == [(1, "success")]
+    assert process.doom is None
+    assert supervisor.processes == [process]
+
+
+def test_messages_keep_their_order_when_celery_calls_back(supervisor, spawner):
+    """What Celery does while it is told of a result cannot overtake the messages behind it."""
+    told = []
+    [process] = supervisor.processes
+    theirs = spawner.children[0][1]
+
+    def on_first(value):
+        theirs.send(encode(Kind.READY, 3, dumps((True, (False, "value", 0.1)))))
+        supervisor.resize(11)  # as an autoscaler may
+        told.append("first")
+
+    callbacks = [on_first, lambda value: told.append("second"), lambda value: told.append("third")]
+    for job_id, callback in enumerate(callbacks, start=1):
+        supervisor.submit(Job(job_id, dumps(None), callbacks=Callbacks(success=callback)))
+    supervisor._on_tick()
+    theirs.send(
+        b"".join(encode_time(Kind.ACK, job_id, 0.0) for job_id in (1, 2, 3))
+        + encode(Kind.READY, 1, dumps((True, (False, "value", 0.1))))
+        + encode(Kind.READY, 2, dumps((True, (False, "value", 0.1))))
+    )
+    supervisor._on_readable(process)
+    supervisor._on_readable(process)
+
+    assert told == ["first", "second", "third"]
