@@ -10,7 +10,6 @@ of each process, and writes all jobs of the turn with one write per process.
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from celery.utils.log import get_logger
 
 from ..core import job as jobs
 from ..core import lifecycle, protocol
+from ..core.backstops import Backstops
 from ..core.crashes import Crashes
 from ..core.dispatch import Dispatcher
 from ..core.job import Job
@@ -119,10 +119,7 @@ class Supervisor:
         self._not_cleared: dict[int, bool] = {}
         #: Jobs that have not ended, wherever they are; Celery holds them weakly.
         self._jobs: dict[int, Job] = {}
-        #: When the process of a job must have said something of its end: a heap
-        #: of monotonic seconds and job ids. The latest entry of a job counts.
-        self._backstops: list[tuple[float, int]] = []
-        self._backstop_of: dict[int, float] = {}
+        self._backstops = Backstops()
         #: Turns of the hub so far: a job of an earlier one has waited.
         self._turn = 0
         self._hub: Any = None
@@ -271,7 +268,7 @@ class Supervisor:
             process = self._processes[job.pid]
             process.pipe.write(protocol.encode(Kind.CANCEL, job.id))
             self._flush(process)
-            self._set_backstop(job, self._clock() + self.cancel_grace + BACKSTOP_MARGIN)
+            self._backstops.set(job.id, self._clock() + self.cancel_grace + BACKSTOP_MARGIN)
 
     def finish(self, on_finished: Callable[[], None]) -> None:
         """Warm shutdown: let all jobs end, then the processes; then *on_finished*."""
@@ -293,7 +290,7 @@ class Supervisor:
         for process in self.processes:
             for job in process.jobs.values():
                 self._jobs.pop(job.id, None)
-                self._backstop_of.pop(job.id, None)
+                self._backstops.clear(job.id)
             process.jobs.clear()
             if process.life.state is lifecycle.State.STARTING:
                 self._stop(process)
@@ -371,13 +368,13 @@ class Supervisor:
         job = process.jobs.get(message.job_id)
         if job is not None and job.limits.hard is not None and job.terminating is None:
             started = protocol.decode_time(message.payload)
-            self._set_backstop(job, started + job.limits.hard + BACKSTOP_MARGIN)
+            self._backstops.set(job.id, started + job.limits.hard + BACKSTOP_MARGIN)
 
     def _on_cancelled(self, process: WorkerProcess, message: Message) -> None:
         """Its process has cancelled the body: it is alive, and has until the grace is over."""
         job = process.jobs.get(message.job_id)
         if job is not None:
-            self._set_backstop(job, self._clock() + self.cancel_grace + BACKSTOP_MARGIN)
+            self._backstops.set(job.id, self._clock() + self.cancel_grace + BACKSTOP_MARGIN)
 
     def _on_stuck(self, process: WorkerProcess, message: Message) -> None:
         """A body refuses to end: report its job now, and be rid of the process.
@@ -387,7 +384,7 @@ class Supervisor:
         job = process.jobs.get(message.job_id)
         if job is None:
             return
-        self._backstop_of.pop(job.id, None)
+        self._backstops.clear(job.id)
         verdict, stack = protocol.loads(message.payload)
         process.stuck.add(job.id)
         self._drain_for_stuck(process)
@@ -412,18 +409,11 @@ class Supervisor:
 
     # Our own clock.
 
-    def _set_backstop(self, job: Job, when: float) -> None:
-        self._backstop_of[job.id] = when
-        heapq.heappush(self._backstops, (when, job.id))
-
     def _check_backstops(self) -> None:
         """Enforce the limits of bodies whose process has not, since its loop is blocked."""
         now = self._clock()
-        while self._backstops and self._backstops[0][0] <= now:
-            when, job_id = heapq.heappop(self._backstops)
-            if self._backstop_of.get(job_id) == when:
-                del self._backstop_of[job_id]
-                self._enforce(self._jobs[job_id], now)
+        for job_id in self._backstops.due(now):
+            self._enforce(self._jobs[job_id], now)
 
     def _enforce(self, job: Job, now: float) -> None:
         """The process of *job* is silent although its body's time is over."""
@@ -434,7 +424,7 @@ class Supervisor:
         if process.blocker not in (None, job.id) and job.id not in process.overdue:
             # Another task blocks the loop, and may yet let it go: a little time.
             process.overdue.add(job.id)
-            self._set_backstop(job, now + self.cancel_grace)
+            self._backstops.set(job.id, now + self.cancel_grace)
             return
         process.overdue.add(job.id)
         self._doom(process, f"it did not end task {job}, whose time is over: its loop is blocked")
@@ -557,7 +547,7 @@ class Supervisor:
 
         Releasing the slot may bring the next job in at once.
         """
-        self._backstop_of.pop(job.id, None)
+        self._backstops.clear(job.id)
         if self._jobs.pop(job.id, None) is not None:
             self._on_slot_free()
 
