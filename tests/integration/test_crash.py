@@ -13,7 +13,7 @@ TIMEOUT = 60
 @pytest.fixture(scope="module", params=("redis", "rabbitmq"))
 def hub_transport(request, tmp_path_factory):
     """The transports that Celery reads with a hub."""
-    from conftest import make_transport
+    from transports import make_transport
 
     return make_transport(request.param, request, tmp_path_factory.mktemp(request.param))
 

@@ -59,7 +59,7 @@ def recycles(worker):
 @pytest.mark.parametrize("name", ["redis", "rabbitmq"])
 def test_recycles(request, start_worker, tmp_path, name):
     """A hundred recycles leave nothing behind in the main process."""
-    from conftest import make_transport
+    from transports import make_transport
 
     transport = make_transport(name, request, tmp_path)
     with start_worker(

@@ -13,7 +13,7 @@ TIMEOUT = 60
 @pytest.mark.parametrize("name", ["redis", "rabbitmq"])
 def test_no_connection_of_the_parent(request, start_worker, tmp_path, name):
     """A process that was forked while the worker is connected holds none of its connections."""
-    from conftest import make_transport
+    from transports import make_transport
 
     transport = make_transport(name, request, tmp_path)
     with start_worker(transport, "processes", "-c", 2, "--processes", 2, "-E") as worker:

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 from celery import group
-from conftest import redis_database
+from transports import redis_database
 from worker import wait_for
 
 TIMEOUT = 120

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError, TimeLimitExceeded
-from conftest import make_transport
+from transports import make_transport
 from worker import wait_for
 
 TIMEOUT = 60

@@ -14,7 +14,7 @@ TIMEOUT = 120
 @pytest.fixture(scope="module", params=("redis", "rabbitmq"))
 def hub_transport(request, tmp_path_factory):
     """The transports that deliver again."""
-    from conftest import make_transport
+    from transports import make_transport
 
     return make_transport(request.param, request, tmp_path_factory.mktemp(request.param))
 
@@ -42,7 +42,7 @@ def test_poison_task(hub_transport, start_worker, tmp_path):
 
 def test_poison_task_goes_to_the_dead_letters(request, start_worker, tmp_path):
     """On RabbitMQ its message is rejected without requeue; the budget is a setting."""
-    from conftest import make_transport
+    from transports import make_transport
 
     transport = make_transport("rabbitmq", request, tmp_path)
     letters = f"letters-{uuid.uuid4().hex[:8]}"

@@ -17,7 +17,7 @@ def whats(worker, task_id):
 @pytest.fixture(params=("redis", "rabbitmq"))
 def broker(request, tmp_path):
     """A transport, and how to cut all its connections."""
-    from conftest import make_transport
+    from transports import make_transport
 
     transport = make_transport(request.param, request, tmp_path)
     return transport, request.getfixturevalue(f"cut_{request.param}")
@@ -80,7 +80,7 @@ def test_running_tasks_survive_a_reconnect(broker, start_worker, tmp_path):
 
 def test_late_tasks_are_cancelled_on_connection_loss(request, start_worker, tmp_path):
     """With worker_cancel_long_running_tasks_on_connection_loss they are ended and sent again."""
-    from conftest import make_transport
+    from transports import make_transport
 
     transport = make_transport("rabbitmq", request, tmp_path)
     conf = "worker_cancel_long_running_tasks_on_connection_loss=True; task_acks_late=True"

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import redis_database
+from transports import redis_database
 from worker import HERE, wait_for
 
 from celery_asyncpool.cpus import usable_cpus
@@ -84,7 +84,7 @@ def test_more_processes_than_slots(redis_transport, start_worker):
 
 def test_slots_without_hub(request, start_worker, tmp_path_factory):
     """Without a hub -c is spread in the same way."""
-    from conftest import make_transport
+    from transports import make_transport
 
     transport = make_transport("filesystem", request, tmp_path_factory.mktemp("fs"))
     with start_worker(transport, "configured", "-c", 30, "--processes", 3) as worker:

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 from celery.exceptions import TaskRevokedError
-from conftest import TRANSPORTS
+from transports import TRANSPORTS
 from worker import wait_for
 
 TIMEOUT = 60

@@ -1,0 +1,81 @@
+"""kill -9 of the worker's main process: nobody survives it, and no late task is lost."""
+
+import os
+import signal
+
+import pytest
+from ending import Ending, ending_well
+from worker import wait_for
+
+#: Redis gives messages of a worker that is gone to others after this many
+#: seconds; a worker looks for them ten seconds after its start, or sooner with
+#: kombu 5.7.
+VISIBILITY = (
+    "broker_transport_options="
+    "{'visibility_timeout': 2, 'unacked_restore_interval': 1, 'unacked_restore_throttle': 1}"
+)
+
+
+@pytest.fixture
+def start(transport, start_worker):
+    """Start a worker on the queue of this test's transport."""
+
+    def start(*args):
+        env = {"CHAOS_CONF": VISIBILITY} if transport.name == "redis" else {}
+        return start_worker(transport, "chaos", "-c", 20, "--processes", 2, *args, env=env)
+
+    return start
+
+
+def kill(worker):
+    """Kill the main process, and nothing else; wait until all others are gone."""
+    os.kill(worker.process.pid, signal.SIGKILL)
+    assert worker.wait_exit() == -signal.SIGKILL
+    wait_for(lambda: worker.family() == [], lambda: f"these to go: {worker.family()}")
+
+
+def test_idle(start):
+    """Its processes go."""
+    with start() as worker:
+        kill(worker)
+
+
+def test_blocked_loop(start):
+    """A process whose loop is blocked goes too, and its neighbours."""
+    with start() as worker:
+        blocking = worker.client.send("block", 600)
+        wait_for(lambda: worker.records("started", id=blocking.id), worker.tail)
+
+        kill(worker)
+
+
+def test_stopped_process(start):
+    """A process that was stopped goes too."""
+    with start() as worker:
+        os.kill(worker.pool_pids()[0], signal.SIGSTOP)
+
+        kill(worker)
+
+
+def test_in_flight(start, tmp_path):
+    """Subprocesses go too, detached ones included; a new worker runs what was not acknowledged."""
+    gate = tmp_path / "gate"
+    with start() as worker:
+        tasks = ("hold", "thread_hold", "spawn")
+        early = [worker.client.send(task, str(gate)) for task in tasks for _ in range(3)]
+        late = [worker.client.send(f"{task}_late", str(gate)) for task in tasks for _ in range(3)]
+        wait_for(lambda: len(worker.records("started")) == 18, worker.tail)
+        wait_for(lambda: len(worker.records("sleeper")) == 12, worker.tail)
+
+        kill(worker)
+
+        assert worker.records("ended") == []
+        gate.touch()
+        with ending_well(start("-E")) as heir:
+            for result in late:
+                result.get()
+            with Ending(heir, tmp_path) as ending:
+                ending.check()
+                assert ending.runs(*late) == len(late)
+                assert ending.runs(*early) == 0
+                assert len(heir.records("sleeper")) == 6
