@@ -1,5 +1,6 @@
 """Limits, and tasks, when the broker's connection is cut."""
 
+import importlib.metadata
 import time
 from collections import Counter
 
@@ -8,6 +9,7 @@ from celery.exceptions import TimeLimitExceeded
 from worker import wait_for
 
 TIMEOUT = 60
+CELERY = tuple(int(part) for part in importlib.metadata.version("celery").split(".")[:2])
 
 
 def whats(worker, task_id):
@@ -99,3 +101,34 @@ def test_late_tasks_are_cancelled_on_connection_loss(request, start_worker, tmp_
         assert worker.pool_pids() == pids
         result.revoke(terminate=True)
         wait_for(lambda: whats(worker, result.id)["cleaned up"] == 2, worker.tail)
+
+
+@pytest.mark.parametrize("selected_by", ["name", "alias"])
+def test_cancelled_queue_stays_cancelled(broker, start_worker, selected_by):
+    """A queue that `cancel_consumer` has taken away is not consumed again after a reconnect."""
+    if selected_by == "alias" and CELERY < (5, 7):
+        pytest.skip("Celery before 5.7 forgets that a queue was cancelled if -Q named its alias")
+    transport, cut = broker
+    other = f"{transport.queue}-other"
+    selected = other if selected_by == "name" else f"{other}-alias"
+    conf = f"task_queues=[__import__('kombu').Queue({other!r}, alias='{other}-alias')]"
+    options = ("-c", 4, "--processes", 1, "-Q", f"{transport.queue},{selected}")
+    with start_worker(transport, "limits", *options, env={"LIMITS_CONF": conf}) as worker:
+        assert worker.client.send("neighbour", 0, queue=other).get(timeout=TIMEOUT)
+        [reply] = worker.client.app.control.cancel_consumer(
+            other, destination=[worker.hostname], reply=True, timeout=10
+        )
+        assert reply[worker.hostname] == {"ok": f"no longer consuming from {other}"}
+
+        cut()
+        worker.renew_client()
+        worker.wait_log("Connection to broker lost")
+        worker.wait_log("Connected to", count=2)
+
+        ignored = worker.client.send("neighbour", 0, queue=other)
+        for _ in range(3):
+            assert worker.client.send("neighbour", 0).get(timeout=TIMEOUT)
+        assert f"[{ignored.id}] received" not in worker.log()
+        with worker.client.app.connection_for_read() as connection:
+            waiting = connection.default_channel.queue_declare(other, passive=True)
+        assert waiting.message_count == 1
