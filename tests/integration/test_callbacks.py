@@ -5,7 +5,7 @@ import json
 import uuid
 
 import pytest
-from celery import chain
+from celery import chain, chord
 from conftest import make_transport
 from kombu import Queue
 from worker import wait_for
@@ -152,3 +152,27 @@ def test_refused_callback_fails_the_task(start, full_queue, what):
         assert worker.count("started", result) == 1
         assert worker.count("task_success", result) == 0
         wait_for(lambda: worker.slots_in_use() == 0, worker.pool)
+
+
+@pytest.mark.skipif(CELERY < (5, 7), reason="Celery before 5.7 does not retry them")
+@pytest.mark.parametrize("times", [1000, 2])
+def test_refused_body_of_a_chord(start, full_queue, times):
+    """It is sent again until it is taken, once; or the chord fails, and its errback runs once."""
+    with start(times) as worker, worker.client.app.connection_for_write() as connection:
+        queue = fill(connection, full_queue)
+        body = worker.client.s("got").set(queue=full_queue).on_error(worker.client.s("errback"))
+        result = chord([worker.client.s("ok", number) for number in (1, 2)], body).apply_async()
+        worker.wait_log("Retrying refused callback publish for 'apps.operations.got'")
+        if times > 2:
+            queue.purge()
+            message = wait_for(lambda: queue.get(no_ack=True), "the chord's body")
+            assert message.headers["id"] == result.id
+            assert queue.get(no_ack=True) is None
+        else:
+            wait_for(result.ready, worker.tail)
+            assert type(result.result).__name__ == "ChordError"
+            wait_for(lambda: worker.records("errback"), worker.tail)
+        queue.delete()
+        wait_for(lambda: worker.slots_in_use() == 0, worker.pool)
+        assert len(worker.records("errback")) == (times == 2)
+        assert len(worker.records("started")) == 2
