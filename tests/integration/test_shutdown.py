@@ -250,11 +250,12 @@ def test_soft_shutdown(start, tmp_path, signum, env):
         assert worker.count("task_failure", result) == worker.count("task_retry", result) == 0
 
 
-def test_soft_shutdown_keeps_what_has_finished(start, tmp_path):
-    """Of tasks acked late, only those that did not finish in time are run again (RabbitMQ)."""
+@pytest.mark.parametrize("name", ["rabbitmq", "filesystem"])
+def test_soft_shutdown_keeps_what_has_finished(start, tmp_path, name):
+    """Of tasks acked late, only those that did not finish in time are run again."""
     gates = [tmp_path / "gate 0", tmp_path / "gate 1"]
     conf = "worker_soft_shutdown_timeout=3; task_acks_late=True"
-    with start("rabbitmq", conf) as worker:
+    with start(name, conf) as worker:
         results = [worker.client.send("hold", str(gate)) for gate in gates]
         worker.wait_started(*results)
 

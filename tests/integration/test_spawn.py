@@ -7,6 +7,7 @@ import signal
 import celery
 import pytest
 from billiard.exceptions import WorkerLostError
+from celery.exceptions import TaskRevokedError, TimeLimitExceeded
 from worker import wait_for
 
 TIMEOUT = 120
@@ -80,3 +81,30 @@ def test_main_process_is_killed(spawning):
         worker.wait_exit()
 
         wait_for(lambda: not worker.family(), worker.family, timeout=20)
+
+
+def test_outcomes_of_tasks(redis_transport, start_worker):
+    """Tasks of a module that only the settings name run; limits, revokes and SIGQUIT end tasks."""
+    conf = "worker_pool_start_method='spawn'; worker_proc_alive_timeout=60"
+    env = {"OPERATIONS_CONF": f"{conf}; imports=['apps.imported']"}
+    with start_worker(redis_transport, "operations", "-c", 4, "--processes", 1, env=env) as worker:
+        [pid] = worker.pool_pids()
+        send = worker.client.app.send_task
+        shared = [
+            send(f"apps.imported.{name}", queue=worker.transport.queue)
+            for name in ("shared_async", "shared_def")
+        ]
+        limited = worker.client.send("overrun", time_limit=0.5)
+        revoked = worker.client.send("overrun")
+        worker.wait_started(limited, revoked)
+
+        revoked.revoke(terminate=True)
+
+        with pytest.raises(TimeLimitExceeded):
+            limited.get(timeout=TIMEOUT)
+        with pytest.raises(TaskRevokedError):
+            revoked.get(timeout=TIMEOUT)
+        assert [result.get(timeout=TIMEOUT) for result in shared] == [pid, pid]
+        worker.wait_started(worker.client.send("overrun"))
+        worker.process.send_signal(signal.SIGQUIT)
+        worker.wait_exit()
