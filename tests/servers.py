@@ -107,10 +107,13 @@ class Server:
         finally:
             shutil.rmtree(self.folder, ignore_errors=True)
 
+    def log(self) -> str:
+        """What the server wrote."""
+        return (self.folder / "output.log").read_text(errors="replace")
+
     def log_tail(self) -> str:
-        """The last lines that the server wrote."""
-        lines = (self.folder / "output.log").read_text(errors="replace").splitlines()
-        return "\n".join(lines[-20:])
+        """The last lines of it."""
+        return "\n".join(self.log().splitlines()[-20:])
 
     def _command(self) -> list[str]:
         raise NotImplementedError

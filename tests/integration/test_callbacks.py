@@ -5,6 +5,7 @@ import json
 import uuid
 
 import pytest
+from billiard.exceptions import WorkerLostError
 from celery import chain, chord
 from conftest import make_transport
 from kombu import Queue
@@ -176,3 +177,46 @@ def test_refused_body_of_a_chord(start, full_queue, times):
         wait_for(lambda: worker.slots_in_use() == 0, worker.pool)
         assert len(worker.records("errback")) == (times == 2)
         assert len(worker.records("started")) == 2
+
+
+# Other ways on.
+
+
+@pytest.mark.parametrize("flavour", ["async", "def"])
+def test_replacement_on_another_queue(new_transport, start_worker, flavour):
+    """`self.replace` gives the task's result to a task that another worker runs."""
+    one, other = new_transport("redis"), new_transport("redis")
+    options = ("operations", "-c", 2, "--processes", 1)
+    with start_worker(one, *options) as worker, start_worker(other, *options) as second:
+        result = worker.client.send(f"{flavour}_replace", other.queue)
+
+        assert result.get(timeout=TIMEOUT) == ["replaced", *second.pool_pids()]
+
+
+def test_errback_without_a_result_backend(new_transport, start_worker):
+    """The errback of a chain's failed link runs once, also where results are stored nowhere."""
+    env = {"ASYNCPOOL_TEST_BACKEND": "disabled://"}
+    options = ("-c", 2, "--processes", 1)
+    with start_worker(new_transport("redis"), "operations", *options, env=env) as worker:
+        links = [worker.client.s("fail"), worker.client.s("got")]
+        result = chain(links).on_error(worker.client.s("errback")).apply_async()
+
+        wait_for(lambda: worker.records("errback"), worker.tail)
+        wait_for(lambda: worker.slots_in_use() == 0, worker.pool)
+        assert [line["id"] for line in worker.records("errback")] == [result.parent.id]
+        assert not worker.records("got")
+
+
+@pytest.mark.parametrize("errback", ["errback", "def_errback"])
+@pytest.mark.parametrize("how", ["os._exit", "sys.exit"])
+def test_errback_of_a_lost_task(redis_transport, start_worker, errback, how):
+    """It runs once, async or not, although no process of the task's is there to run it."""
+    with start_worker(redis_transport, "operations", "-c", 4, "--processes", 2) as worker:
+        result = worker.client.send("die", how, link_error=worker.client.s(errback))
+
+        with pytest.raises(WorkerLostError):
+            result.get(timeout=TIMEOUT)
+
+        wait_for(lambda: worker.count("errback", result), worker.tail)
+        wait_for(lambda: worker.slots_in_use() == 0, worker.pool)
+        assert worker.count("errback", result) == 1

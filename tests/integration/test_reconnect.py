@@ -1,6 +1,7 @@
 """Limits, and tasks, when the broker's connection is cut."""
 
 import importlib.metadata
+import signal
 import time
 from collections import Counter
 
@@ -132,3 +133,29 @@ def test_cancelled_queue_stays_cancelled(broker, start_worker, selected_by):
         with worker.client.app.connection_for_read() as connection:
             waiting = connection.default_channel.queue_declare(other, passive=True)
         assert waiting.message_count == 1
+
+
+def test_worker_that_was_stopped(new_transport, start_worker, rabbitmq_server, tmp_path):
+    """One that was stopped beyond its heartbeat, and goes on, reconnects; its tasks ran on."""
+    gates = [tmp_path / "gate 0", tmp_path / "gate 1"]
+    env = {"LIMITS_CONF": "broker_heartbeat=2"}
+    with start_worker(
+        new_transport("rabbitmq"), "limits", "-c", 4, "--processes", 1, env=env
+    ) as worker:
+        results = [worker.client.send("hold", str(gate)) for gate in gates]
+        worker.wait_started(*results)
+
+        worker.process.send_signal(signal.SIGSTOP)
+        missed = "missed heartbeats from client"
+        count = rabbitmq_server.log().count(missed)
+        gates[0].touch()
+        assert results[0].get(timeout=TIMEOUT) == "held"
+        wait_for(lambda: rabbitmq_server.log().count(missed) > count, rabbitmq_server.log_tail)
+        worker.process.send_signal(signal.SIGCONT)
+
+        worker.wait_log("Connection to broker lost")
+        wait_for(lambda: worker.slots_in_use() == 1, worker.pool)
+        gates[1].touch()
+        assert results[1].get(timeout=TIMEOUT) == "held"
+        assert worker.client.send("neighbour", 0).get(timeout=TIMEOUT) in worker.pool_pids()
+        assert all(worker.count("started", result) == 1 for result in results)

@@ -57,9 +57,26 @@ async def ok(self, value=None):
     return [value, os.getpid()]
 
 
+@app.task(bind=True)
+async def async_replace(self, queue):
+    """Leave the result to a task on *queue*."""
+    raise self.replace(ok.s("replaced").set(queue=queue))
+
+
+@app.task(bind=True)
+def def_replace(self, queue):
+    """The same in a thread."""
+    raise self.replace(ok.s("replaced").set(queue=queue))
+
+
 @app.task
 async def nap(seconds):
     await asyncio.sleep(seconds)
+
+
+@app.task
+async def fail():
+    raise ValueError("as it should")
 
 
 def _die(how):
@@ -122,4 +139,9 @@ async def got(value):
 
 @app.task
 async def errback(request, exc, traceback):
+    record("errback", id=request.id, type=type(exc).__name__)
+
+
+@app.task
+def def_errback(request, exc, traceback):
     record("errback", id=request.id, type=type(exc).__name__)
