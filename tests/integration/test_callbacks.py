@@ -7,8 +7,8 @@ import uuid
 import pytest
 from billiard.exceptions import WorkerLostError
 from celery import chain, chord
-from conftest import make_transport
 from kombu import Queue
+from transports import make_transport
 from worker import wait_for
 
 TIMEOUT = 60

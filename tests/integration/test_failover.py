@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from conftest import redis_database
+from transports import redis_database
 from worker import Transport, wait_for
 
 from tests.servers import RedisServer

@@ -4,7 +4,7 @@ import importlib.metadata
 
 import pytest
 from celery import chain, group
-from conftest import redis_database
+from transports import redis_database
 from worker import Transport, wait_for
 
 from tests.servers import RedisServer
