@@ -125,6 +125,7 @@ def test_refused_callback_is_sent_again(start, full_queue, what):
             assert message.headers["task"] == "apps.operations.got"
             assert queue.get(no_ack=True) is None
             queue.delete()
+        wait_for(lambda: worker.slots_in_use() == 0, worker.pool)
         assert worker.count("started", result) == worker.count("task_success", result) == 1
 
 
@@ -146,13 +147,12 @@ def test_refused_callback_fails_the_task(start, full_queue, what):
             assert result.state == "FAILURE"
             assert type(result.result).__name__ == "OperationalError"
             queue.delete()
-        wait_for(lambda: worker.count("errback", result), worker.tail)
+        wait_for(lambda: worker.slots_in_use() == 0, worker.pool)
         assert worker.log().count("Retrying refused callback publish") == 2
         assert worker.log().count("Giving up refused callback publish") == 1
         assert worker.count("errback", result) == worker.count("task_failure", result) == 1
         assert worker.count("started", result) == 1
         assert worker.count("task_success", result) == 0
-        wait_for(lambda: worker.slots_in_use() == 0, worker.pool)
 
 
 @pytest.mark.skipif(CELERY < (5, 7), reason="Celery before 5.7 does not retry them")

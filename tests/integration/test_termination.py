@@ -52,6 +52,7 @@ def test_task_that_ends_badly(worker, task, options, error, texts, process_goes)
     [after] = worker.pool_pids()
     assert (after != before) == process_goes
     assert worker.client.send("ok").get(timeout=TIMEOUT) == [None, after]
+    wait_for(lambda: worker.slots_in_use() == 0, worker.pool)
     assert worker.count("task_failure", result) == 1
 
 
@@ -70,8 +71,9 @@ def test_retry_on_worker_lost(new_transport, start_worker, name):
         assert worker.log().count(f"die_again[{result.id}] received") == 3
         assert worker.log().count(f"die_again[{result.id}] retry:") == 2
         assert [line["retries"] for line in worker.records("started")] == [0, 1, 2]
-        assert worker.count("task_failure", result) == 1
         wait_for(lambda: len(worker.up_processes()) == 2, worker.pool)
+        wait_for(lambda: worker.slots_in_use() == 0, worker.pool)
+        assert worker.count("task_failure", result) == 1
         assert worker.client.send("ok").get(timeout=TIMEOUT)[1] in worker.pool_pids()
 
 
