@@ -27,7 +27,12 @@ from .parent.process import Spawner, WorkerProcess
 from .parent.shutdown import ColdSignals, Shutdown, is_cold_shutdown
 from .parent.supervisor import Supervisor
 from .redis_close import survive_second_close
-from .request import fail_for_good, has_own_crash_budget, use_request
+from .request import (
+    fail_for_good,
+    finish_async_errbacks,
+    has_own_crash_budget,
+    use_request,
+)
 from .settings import Settings, check_platform
 from .tasklimits import check_tasks, job_limits
 
@@ -86,6 +91,7 @@ class Pool(BasePool):
             )
         survive_second_close()
         use_request(self.app)
+        finish_async_errbacks()
         _, hostname = self.options["initargs"]
         if not self.forking_enable:
             # Celery's modules bind tasks of a fresh interpreter differently.

@@ -9,12 +9,15 @@ the request asks, and announces what it is told.
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
+import os
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback  # type: ignore[attr-defined]
 from celery import states
 from celery.app.trace import task_has_custom
+from celery.canvas import Signature
 from celery.exceptions import TimeLimitExceeded
 from celery.platforms import signals
 from celery.signals import task_failure
@@ -26,6 +29,7 @@ __all__ = [
     "DEFAULT_REQUEST",
     "Request",
     "fail_for_good",
+    "finish_async_errbacks",
     "has_own_crash_budget",
     "use_request",
 ]
@@ -128,10 +132,29 @@ def use_request(app: Any) -> None:
             task.Request = f"{__name__}:Request"
 
 
-def _finish(value: Any) -> None:
+def finish_async_errbacks() -> None:
+    """Let this process, not its forks, run async errbacks of the old form to their ends.
+
+    Celery calls one with (request, exc, traceback) where it reports a failure:
+    here, when the task's process is gone. Harmless when repeated.
+    """
+    if not hasattr(Signature.__call__, "__wrapped__"):
+        setattr(Signature, "__call__", _finished_here(Signature.__call__, os.getpid()))  # noqa: B010
+
+
+def _finished_here(call: Any, pid: int) -> Any:
+    @functools.wraps(call)
+    def __call__(signature: Any, *args: Any, **kwargs: Any) -> Any:
+        value = call(signature, *args, **kwargs)
+        is_here = os.getpid() == pid and asyncio._get_running_loop() is None
+        return _finish(value) if is_here else value
+
+    return __call__
+
+
+def _finish(value: Any) -> Any:
     """Run an async handler to its end; the worker's main process has no loop."""
-    if inspect.isawaitable(value):
-        asyncio.run(_await(value))
+    return asyncio.run(_await(value)) if inspect.isawaitable(value) else value
 
 
 async def _await(awaitable: Any) -> Any:
