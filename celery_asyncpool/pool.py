@@ -119,6 +119,7 @@ class Pool(BasePool):
             cancel_grace=self.settings.cancel_grace,
             on_slot_free=self._slot_is_free,
             on_give_up=_end_worker,
+            connection_errors=self.app.connection_for_read().connection_errors,
         )
         atexit.register(self._supervisor.kill_all)
         worker_ready.connect(self._on_worker_ready)

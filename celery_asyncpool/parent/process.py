@@ -184,8 +184,9 @@ class WorkerProcess:
         self.doom: str | None = None
         #: The job that blocks its loop, as its watchdog says; 0: none of Celery's.
         self.blocker: int | None = None
-        #: Ids of jobs whose time was over, which it has not ended; with its stack then.
-        self.overdue: set[int] = set()
+        #: Jobs whose time is over and which it has not ended, and until when it may
+        #: be only late (monotonic seconds); with its stack when it was killed for that.
+        self.overdue: dict[int, float] = {}
         self.last_stack = ""
         #: Its messages are being handled right now.
         self.is_read = False

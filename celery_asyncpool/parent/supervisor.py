@@ -79,6 +79,7 @@ class Supervisor:
         cancel_grace: seconds that a cancelled body has to end.
         on_slot_free: called once for each job, when its slot is free again.
         on_give_up: called when processes fail to start again and again.
+        connection_errors: what Celery's callbacks raise when the broker is lost.
         clock: monotonic seconds.
     """
 
@@ -95,6 +96,7 @@ class Supervisor:
         cancel_grace: float,
         on_slot_free: Callable[[], Any],
         on_give_up: Callable[[], None],
+        connection_errors: tuple[type[BaseException], ...] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.spawner = spawner
@@ -109,6 +111,7 @@ class Supervisor:
         self.cancel_grace = cancel_grace
         self._on_slot_free = on_slot_free
         self._on_give_up = on_give_up
+        self._connection_errors = connection_errors
         self._clock = clock
         self._processes: dict[int, WorkerProcess] = {}
         self._budget = RestartBudget(START_FAILURES, START_FAILURES_PERIOD)
@@ -152,7 +155,7 @@ class Supervisor:
         self._detach()
         self._hub = hub
         hub.on_tick.add(self._on_tick)
-        self._timer = hub.call_repeatedly(MAINTENANCE_INTERVAL, self.maintain)
+        self._timer = hub.call_repeatedly(MAINTENANCE_INTERVAL, self._guard, self.maintain)
         for process in self.processes:
             self._watch(process)
 
@@ -168,11 +171,22 @@ class Supervisor:
     def _watch(self, process: WorkerProcess) -> None:
         if self._hub is None:
             return
-        self._hub.add_reader(process.exit_fd, self._on_exit, process)
+        self._hub.add_reader(process.exit_fd, self._guard, self._on_exit, process)
         if not process.pipe.eof:
-            self._hub.add_reader(process.pipe.fileno(), self._on_readable, process)
+            self._hub.add_reader(process.pipe.fileno(), self._guard, self._on_readable, process)
             if process.pipe.unsent:
-                self._hub.add_writer(process.write_fd, self._flush, process)
+                self._hub.add_writer(process.write_fd, self._guard, self._flush, process)
+
+    def _guard(self, function: Callable[..., Any], *args: Any) -> None:
+        """Call *function* for the hub, to which an ``OSError`` is a lost broker.
+
+        Celery lets the hub pass on what its transport calls connection errors, and
+        reconnects, or ends when no descriptor is left. Ours have another cause.
+        """
+        try:
+            function(*args)
+        except OSError as exc:
+            logger.critical("the pool cannot go on as it should: %r", exc, exc_info=True)
 
     def _unwatch(self, process: WorkerProcess) -> None:
         if self._hub is None:
@@ -285,6 +299,7 @@ class Supervisor:
 
         Bodies are cancelled and have the grace time to clean up.
         """
+        self.catch_up()  # what has been accepted is to be acknowledged
         self._on_finished = on_finished
         self.drop_queued()
         for process in self.processes:
@@ -317,7 +332,7 @@ class Supervisor:
         """Once per turn of the hub, before it polls."""
         self._turn += 1
         if self.dispatcher.queued:
-            self._dispatch()
+            self._guard(self._dispatch)
 
     def _dispatch(self) -> None:
         touched = set()
@@ -355,6 +370,7 @@ class Supervisor:
         process.done += 1
         self.dispatcher.release(job)
         process.stuck.discard(job.id)
+        process.overdue.pop(job.id, None)
         self.crashes.on_end(job.uuid)
         if message.payload and job.finish():
             self._tell_result(job, message.payload)
@@ -374,6 +390,7 @@ class Supervisor:
         """Its process has cancelled the body: it is alive, and has until the grace is over."""
         job = process.jobs.get(message.job_id)
         if job is not None:
+            process.overdue.pop(job.id, None)  # it was only late
             self._backstops.set(job.id, self._clock() + self.cancel_grace + BACKSTOP_MARGIN)
 
     def _on_stuck(self, process: WorkerProcess, message: Message) -> None:
@@ -421,12 +438,11 @@ class Supervisor:
         if process is None or process.doom is not None:
             return
         process.read_report()
-        if process.blocker not in (None, job.id) and job.id not in process.overdue:
-            # Another task blocks the loop, and may yet let it go: a little time.
-            process.overdue.add(job.id)
-            self._backstops.set(job.id, now + self.cancel_grace)
+        deadline = process.overdue.setdefault(job.id, now + self.cancel_grace)
+        if process.blocker != job.id and now < deadline:
+            # It may only be late: busy, stopped, or blocked by another task.
+            self._backstops.set(job.id, min(now + BACKSTOP_MARGIN, deadline))
             return
-        process.overdue.add(job.id)
         self._doom(process, f"it did not end task {job}, whose time is over: its loop is blocked")
         process.ask_for_stack()
         if self._hub is not None:
@@ -444,7 +460,7 @@ class Supervisor:
         logger.error(
             "killing worker process %s, with %d other tasks: %s",
             process.pid,
-            len(process.jobs) - len(process.stuck | process.overdue),
+            len(process.jobs) - len(process.stuck | process.overdue.keys()),
             reason,
         )
 
@@ -557,6 +573,9 @@ class Supervisor:
             return callback(*args)
         except job.callbacks.propagate:
             raise
+        except self._connection_errors as exc:
+            logger.error("job %d %s: not told, since a connection is lost: %r", job.id, job, exc)
+            return None
         except Exception as exc:
             logger.error("job %d %s: Celery's callback raised %r", job.id, job, exc, exc_info=True)
             return None
@@ -575,7 +594,6 @@ class Supervisor:
                 self._backoff.on_failure(self._clock()),
             )
             return False
-        self._backoff.on_success()
         self._processes[process.pid] = process
         logger.debug("= %r", process.life)
         self._watch(process)
@@ -628,6 +646,7 @@ class Supervisor:
             if process.life.on_up():
                 logger.debug("= %r", process.life)
                 self.dispatcher.add_process(process.pid)
+                self._backoff.on_success()
                 if self.max_memory is not None:
                     self._judge_fresh_memory(process, self.max_memory)
                 self._replenish()  # it may be the spare one that another has waited for
@@ -654,7 +673,7 @@ class Supervisor:
                 self._hub.remove(process.write_fd)
         elif process.write_fd not in self._hub.writers:
             # Its socket is full: it is busy or stopped. The others go on.
-            self._hub.add_writer(process.write_fd, self._flush, process)
+            self._hub.add_writer(process.write_fd, self._guard, self._flush, process)
 
     def _on_exit(self, process: WorkerProcess) -> None:
         exitcode = process.exitcode()
@@ -778,6 +797,7 @@ class Supervisor:
         process.kill()
 
     def _on_start_failure(self) -> None:
+        self._backoff.on_failure(self._clock())
         if self._budget.on_failure(self._clock()) or self._gave_up:
             return
         self._gave_up = True
