@@ -6,11 +6,14 @@ read or touched, and nothing is left behind.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,8 +24,8 @@ from kombu import Connection
 #: Debian's `rabbitmq-server` in the PATH is a wrapper that switches the user.
 RABBITMQ_FOLDER = "/usr/lib/rabbitmq/bin"
 
-START_TIMEOUT = 60.0
-STOP_TIMEOUT = 20.0
+START_TIMEOUT = 180.0
+STOP_TIMEOUT = 60.0
 
 
 class ServerError(Exception):
@@ -281,11 +284,42 @@ class RabbitMQServer(Server):
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 on which nobody listens."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    """Return a port of 127.0.0.1 to listen on, which no other test run is given.
+
+    Not one of those that the kernel picks for clients: one of them might have it
+    while our server restarts.
+    """
+    while True:
+        port = random.randrange(15_000, _first_port_of_clients())
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            _reserve(port)
+            sock.bind(("127.0.0.1", port))
+            return port
+
+
+#: Keep the ports that were given to this process from others, until it ends.
+_reservations: list[socket.socket] = []
+
+
+def _reserve(port: int) -> None:
+    """Raise OSError where another process has *port*, be it for a server yet to start."""
+    if sys.platform != "linux":  # where the name below would be a file
+        return
+    lock = socket.socket(socket.AF_UNIX)
+    try:
+        lock.bind(f"\0celery-asyncpool-tests-port-{port}")
+    except OSError:
+        lock.close()
+        raise
+    _reservations.append(lock)
+
+
+def _first_port_of_clients() -> int:
+    try:
+        text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text()
+    except OSError:
+        return 32_768
+    return max(int(text.split()[0]), 20_000)
 
 
 def _wait_for_port(port: int) -> None:

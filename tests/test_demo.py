@@ -19,7 +19,7 @@ from celery_asyncpool.demo import Flight, most_in_flight, settings_for, table
 from .servers import RabbitMQServer, RedisServer
 
 #: Seconds after which a demo that hangs is an error.
-PATIENCE = 90.0
+PATIENCE = 180.0
 
 
 # The pure functions.
