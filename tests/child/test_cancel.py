@@ -18,7 +18,7 @@ import uvloop
 from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 
-from celery_asyncpool.child import trace
+from celery_asyncpool.child import cancel, trace
 from celery_asyncpool.child.cancel import BodyControl, BodyStopped
 from celery_asyncpool.child.jobcontext import JobContext, enter_job
 from celery_asyncpool.child.tasks import prepare
@@ -67,6 +67,27 @@ class Probe:
         await asyncio.Event().wait()
 
 
+class PatientClock:
+    """Stands for `time` in cancel.py: a clock that a busy machine does not run away with.
+
+    It goes on by a step at most from look to look, so that a soft limit comes
+    before the hard one, and begins when *may_go* says so.
+    """
+
+    STEP = SOON
+
+    def __init__(self, may_go: Callable[[], bool]) -> None:
+        self._may_go = may_go
+        self._now, self._last = 0.0, time.monotonic()
+
+    def monotonic(self) -> float:
+        elapsed = time.monotonic() - self._last
+        self._last += elapsed
+        if self._may_go():
+            self._now += min(elapsed, self.STEP)
+        return self._now
+
+
 class Outcome:
     """What has become of one job."""
 
@@ -86,9 +107,13 @@ def run_job(
     grace: float = LATER,
     terminate: bool = False,
     in_thread: bool = False,
+    from_arrival: bool = False,
     before_end: Callable[[Outcome], Awaitable[None]] | None = None,
 ) -> Outcome:
-    """Run *body* as ``child/runner.py`` does, to its end."""
+    """Run *body* as ``child/runner.py`` does, to its end.
+
+    *from_arrival*: limits count from where the body says that it is there.
+    """
     app = Celery("test", broker="memory://", set_as_current=False)
     app.task(body, name="proj.body", shared=False)
     app.finalize()
@@ -118,11 +143,11 @@ def run_job(
         outcome.probe = Probe()
         own = asyncio.create_task(run_one(JobContext(1), threads))
         if terminate:
-            await asyncio.wait_for(outcome.probe.arrived.wait(), 10)
+            await asyncio.wait_for(outcome.probe.arrived.wait(), LATER)
             outcome.control.terminate()
         if before_end is not None:
             await before_end(outcome)
-        await asyncio.wait([own], timeout=10)
+        await asyncio.wait([own], timeout=LATER)
         assert own.done(), "the job does not end"
         outcome.control.close()
         try:
@@ -135,7 +160,11 @@ def run_job(
         threads.shutdown()
         trace.bind_loop(None)
 
-    with asyncio.Runner(loop_factory=new_loop) as runner:
+    def may_go() -> bool:
+        return not from_arrival or outcome.probe.arrived.is_set()
+
+    with pytest.MonkeyPatch.context() as patch, asyncio.Runner(loop_factory=new_loop) as runner:
+        patch.setattr(cancel, "time", PatientClock(may_go))
         runner.run(main())
     return outcome
 
@@ -372,7 +401,9 @@ def watched(shape):
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.__name__)
 def test_shape(new_loop, shape, kind):
     """A body sees its soft limit by that name, its end as a cancellation, and cleans up."""
-    outcome = run_job(new_loop, watched(shape), KINDS[kind], terminate=kind == "terminate")
+    outcome = run_job(
+        new_loop, watched(shape), KINDS[kind], terminate=kind == "terminate", from_arrival=True
+    )
 
     (seen,) = outcome.probe.seen
     if kind == "soft" and shape is inside_task_group and TASK_GROUP_WRAPS:
@@ -418,7 +449,7 @@ def test_body_goes_on_after_its_soft_limit(new_loop, shape):
             await anyio.sleep(LATER)
         return child.result(), scope.cancelled_caught
 
-    outcome = run_job(new_loop, body, Limits(soft=SOON, hard=LATER))
+    outcome = run_job(new_loop, body, Limits(soft=SOON, hard=LATER), from_arrival=True)
 
     assert outcome.error is None
     assert outcome.value == ("of a child", True)
@@ -646,7 +677,7 @@ def test_refusing_body(new_loop, verdict):
                 await release.wait()
 
     async def before_end(outcome):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(LATER):
             while len(outcome.told) < 3:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
         await asyncio.sleep(SOON * 1.5)

@@ -19,7 +19,8 @@ from celery_asyncpool.child.watchdog import Watchdog
 LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
 
 #: Seconds of a blocked loop that are worth a warning, and of one that is blocked.
-PATIENCE, BLOCK = 0.05, 0.3
+#: To wait for a CPU on a busy machine takes less.
+PATIENCE, BLOCK = 0.5, 1.5
 
 
 @pytest.fixture(params=LOOPS)
@@ -70,7 +71,7 @@ class Watch:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until *condition*; by timers, since nothing wakes the loop for it."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not condition():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
@@ -86,7 +87,7 @@ class Watch:
             return self.is_busy
 
         self.watchdog._is_busy = look
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await seen.wait()
 
     def reported(self) -> list[str]:
@@ -116,9 +117,12 @@ def block_the_loop() -> None:
 
 
 def hold_the_lock() -> None:
-    end = time.monotonic() + BLOCK
-    while time.monotonic() < end:
-        sum(range(30_000_000))  # one call into C
+    count, seconds = 10_000_000, 0.0
+    while seconds < 3 * PATIENCE:
+        start = time.monotonic()
+        sum(range(count))  # one call into C
+        seconds = time.monotonic() - start
+        count *= 2
 
 
 def test_blocked_loop(runner, caplog):
@@ -140,12 +144,12 @@ def test_blocked_loop(runner, caplog):
     assert "by task proj.block[1f3c]; all tasks of this process wait" in blocked.getMessage()
     assert "in block_the_loop\n" in blocked.getMessage()
     assert "time.sleep(BLOCK)  # blocks on purpose" in blocked.getMessage()
-    assert free.getMessage().startswith("the event loop is free again after 0.")
+    assert free.getMessage().startswith("the event loop is free again after ")
     assert free.getMessage().endswith("s, blocked by task proj.block[1f3c]")
     assert reported == ["blocked by job 7", "free"]
     counters = watch.watchdog.counters()
     assert counters["blocks"] == 1
-    assert PATIENCE <= counters["blocked_seconds"] <= BLOCK + 5
+    assert PATIENCE <= counters["blocked_seconds"] <= BLOCK + 30
 
 
 def test_loop_blocked_twice(runner, caplog):
@@ -171,7 +175,7 @@ def test_busy_loop_that_turns(runner, caplog):
 
     async def main(watch: Watch) -> None:
         watch.start_job()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while watch.looks < 6:  # noqa: ASYNC110
                 await asyncio.sleep(0)
 
@@ -217,8 +221,11 @@ def test_call_that_holds_the_lock(runner, caplog):
     async def main(watch: Watch) -> None:
         watch.start_job()
         await watch.until_looks(2)
-        asyncio.get_running_loop().call_soon(hold_the_lock)
-        await watch.until(lambda: watch.watchdog.blocks >= 1)
+        async with asyncio.timeout(60):
+            # It goes unseen if it begins just when the watchdog has not begun to wait.
+            while not watch.watchdog.blocks:
+                asyncio.get_running_loop().call_later(PATIENCE / 8, hold_the_lock)
+                await asyncio.sleep(PATIENCE / 4)
 
     with watching(runner) as watch:
         runner.run(main(watch))
@@ -259,7 +266,7 @@ def test_loop_that_is_closed(runner):
         watch.loop.call_soon_threadsafe = closed
         watch.start_job()
 
-        assert asked.wait(10)
+        assert asked.wait(60)
 
 
 def fill(fd: int) -> None:
