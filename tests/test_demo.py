@@ -120,6 +120,8 @@ class Demo:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # A shell that starts us in the background has it ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         return self.process
 
@@ -183,7 +185,7 @@ def test_demo_ends_with_its_table(demo: Demo, rich: bool) -> None:
         (shadow / "rich.py").write_text("raise ImportError('not installed')\n")
         demo.environ["PYTHONPATH"] = str(shadow)
 
-    done = demo.run("--tasks", "40", "--seconds", "2", "--processes", "3")
+    done = demo.run("--tasks", "40", "--seconds", "4", "--processes", "3")
 
     assert done.returncode == 0, done.stderr
     table = rows(done.stdout)
@@ -191,7 +193,7 @@ def test_demo_ends_with_its_table(demo: Demo, rich: bool) -> None:
     assert table["tasks"] == "40"
     assert table["processes"] == "3"
     assert table["most in flight at once"] == "40"
-    assert 2.0 <= float(table["wall time"].removesuffix(" s")) < 40
+    assert 4.0 <= float(table["wall time"].removesuffix(" s")) < 90
     assert "Traceback" not in done.stderr
     demo.assert_nothing_left()
 
@@ -216,7 +218,7 @@ def test_environment_and_folder_of_another_project_do_not_matter(demo: Demo) -> 
         "CELERY_WORKER_POOL": "solo",
     }
 
-    done = demo.run("--tasks", "10", "--seconds", "1")
+    done = demo.run("--tasks", "10", "--seconds", "3")
 
     assert done.returncode == 0, done.stderr
     assert rows(done.stdout)["most in flight at once"] == "10"
@@ -322,7 +324,7 @@ def test_redis_broker_is_left_as_it_was(demo: Demo, redis_server: RedisServer) -
     """On Redis the results go there too, and no key is left."""
     url = f"{redis_server.url}/9"
 
-    done = demo.run("--broker", url, "--tasks", "20", "--seconds", "1")
+    done = demo.run("--broker", url, "--tasks", "20", "--seconds", "3")
 
     assert done.returncode == 0, done.stderr
     assert rows(done.stdout)["most in flight at once"] == "20"
@@ -353,7 +355,7 @@ def test_rabbitmq_broker_is_left_as_it_was(demo: Demo, rabbitmq_server: RabbitMQ
     """On RabbitMQ results come by rpc://, and no queue or exchange is left."""
     before = queues_and_exchanges(rabbitmq_server)
 
-    done = demo.run("--broker", rabbitmq_server.url, "--tasks", "20", "--seconds", "1")
+    done = demo.run("--broker", rabbitmq_server.url, "--tasks", "20", "--seconds", "3")
 
     assert done.returncode == 0, done.stderr
     assert rows(done.stdout)["most in flight at once"] == "20"

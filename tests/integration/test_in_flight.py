@@ -67,35 +67,46 @@ def test_slow_result_backend(redis_transport, start_worker, tmp_path):
         wait_for(lambda: worker.slots_in_use() == 0, worker.pool)
 
 
+@pytest.fixture(scope="module")
+def worker_of_two(transport, start_worker):
+    """A worker with two slots."""
+    with start_worker(transport, "features", "-c", 2, "--processes", 2) as worker:
+        yield worker
+
+
 @pytest.mark.parametrize("how", ["expires", "revoke"])
 @pytest.mark.parametrize("task", ["async_hold", "def_hold"])
-def test_task_that_waits_for_a_slot_can_still_be_stopped(
-    transport, start_worker, tmp_path, how, task
-):
+def test_task_that_waits_for_a_slot_can_still_be_stopped(worker_of_two, tmp_path, how, task):
     """A task that expires or is revoked while it waits for a slot never starts."""
+    worker = worker_of_two
     gate = tmp_path / "gate"
-    with start_worker(transport, "features", "-c", 2, "--processes", 2) as worker:
-        running = [worker.client.send(task, str(gate), f"running {n}") for n in range(2)]
-        wait_for(lambda: len(worker.records("hold")) == 2, "both slots are taken")
-        options = {"expires": 1} if how == "expires" else {}
-        waiting = [worker.client.send(task, str(gate), f"waiting {n}", **options) for n in (1, 2)]
-        wait_for(lambda: worker.log().count(f"{task}[") >= 4, worker.tail)
-        if how == "expires":
-            wait_for_expiry(worker, waiting)
-        else:
-            for result in waiting:
-                result.revoke()
-            wait_for(lambda: worker.log().count("flagged as revoked") == 2, worker.tail)
 
-        gate.touch()
+    def send(name, **options):
+        return worker.client.send(task, str(gate), f"{how} {task} {name}", **options)
 
-        assert [result.get(timeout=TIMEOUT) for result in running] == ["running 0", "running 1"]
-        for result in waiting:
-            wait_for(lambda result=result: result.state == "REVOKED", worker.tail)
-        assert len(worker.records("hold")) == 2
+    def started(*names):
+        held = [line["name"] for line in worker.records("hold")]
+        return [name for name in names if f"{how} {task} {name}" in held]
 
+    running = [send(name) for name in ("first", "second")]
+    wait_for(lambda: len(started("first", "second")) == 2, "both slots are taken")
+    expires = time.time() + 0.5
+    waiting = [
+        send(n, **({"expires": 0.5} if how == "expires" else {})) for n in ("third", "last")
+    ]
+    for result in waiting:
+        worker.wait_log(f"{task}[{result.id}] received")
+        if how == "revoke":
+            result.revoke()
+            worker.wait_log(f"flagged as revoked: {result.id}")
+    if how == "expires":
+        wait_for(lambda: time.time() > expires + 0.1, "time goes by")
 
-def wait_for_expiry(worker, waiting):
-    """Wait until the tasks' time is over by the worker's clock, which is ours."""
-    over = time.time() + 1.1
-    wait_for(lambda: time.time() > over, "time goes by")
+    gate.touch()
+
+    for result in running:
+        result.get(timeout=TIMEOUT)
+    for result in waiting:
+        wait_for(lambda result=result: result.state == "REVOKED", worker.tail)
+    wait_for(lambda: worker.slots_in_use() == 0, worker.pool)
+    assert started("third", "last") == []

@@ -34,9 +34,12 @@ def test_max_tasks(transport, start_worker, task):
         assert len(pids) > 2
         assert pids - first
         assert "worker_max_tasks_per_child" in worker.log()
-        last = settled(worker, 2)
-        assert len(worker.family()) == 3
-        assert not set(last) & first
+        wait_for(
+            lambda: all(info["jobs-done"] < 10 for info in worker.up_processes().values()),
+            worker.tail,
+        )
+        settled(worker, 2)
+        wait_for(lambda: len(worker.family()) == 3, worker.family)
 
 
 def test_replacement_comes_first(redis_transport, start_worker, tmp_path):

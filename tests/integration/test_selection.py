@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from transports import redis_database
-from worker import HERE, wait_for
+from worker import HERE
 
 from celery_asyncpool.cpus import usable_cpus
 
@@ -192,11 +192,11 @@ def test_help():
 def test_prefork_is_untouched(redis_transport, start_worker):
     """A worker with another pool runs as if this package were not installed."""
     worker = start_worker(redis_transport, "configured", "-c", 1, selection=("-P", "solo"), env={})
-    worker.start()
-    worker.wait_log(" ready.")
     try:
+        worker.start()
+        worker.wait_log(" ready.")
         assert worker.client.send("add", 1, 2).get(timeout=TIMEOUT) == 3
+        worker.stop()
     finally:
-        worker.process.terminate()
-        wait_for(lambda: worker.process.poll() is not None, worker.tail)
+        worker.kill_everything()
         worker.client.close()

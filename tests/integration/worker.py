@@ -268,17 +268,33 @@ class Worker:
         return len(self.records(what, id=result.id))
 
     def wait_started(self, *results, times=1):
-        """Wait until the body of each task has started, *times* in all."""
+        """Wait until the body of each task has started, *times* in all, and the worker knows it.
+
+        Its process says so first, but the worker may be waiting for a CPU.
+        """
+
+        def known():
+            active = {request["id"] for request in self.inspect("active")}
+            return all(result.id in active or result.ready() for result in results)
+
         wait_for(lambda: all(self.count("started", r) >= times for r in results), self.tail)
+        wait_for(known, self.tail)
+
+    def inspect(self, what):
+        """The worker's answer to `celery inspect <what>`."""
+
+        def ask():
+            assert self.process.poll() is None, f"the worker has exited:\n{self.tail()}"
+            inspect = self.client.app.control.inspect([self.hostname], timeout=5, limit=1)
+            answers = getattr(inspect, what)() or {}
+            return [answers[self.hostname]] if self.hostname in answers else None
+
+        [answer] = wait_for(ask, lambda: f"an answer to inspect {what}:\n{self.tail()}")
+        return answer
 
     def stats(self):
         """The worker's own statistics, as `celery inspect stats` shows them."""
-        return wait_for(self._ask, lambda: f"an answer to inspect stats:\n{self.tail()}")
-
-    def _ask(self):
-        assert self.process.poll() is None, f"the worker has exited:\n{self.tail()}"
-        replies = self.client.app.control.inspect([self.hostname], timeout=5, limit=1).stats()
-        return (replies or {}).get(self.hostname)
+        return self.inspect("stats")
 
     def pool(self):
         return self.stats()["pool"]

@@ -21,6 +21,7 @@ def make_app(name):
         accept_content=["json", "pickle"],
         task_default_queue=os.environ.get("ASYNCPOOL_TEST_QUEUE", "celery"),
         result_expires=600,
+        worker_proc_alive_timeout=60,  # the machine may be slow, or busy
     )
     folder = os.environ.get("ASYNCPOOL_TEST_FOLDER")
     if folder:

@@ -95,18 +95,6 @@ def def_total(values):
     return sum(values)
 
 
-@app.task
-async def async_nap(seconds):
-    await asyncio.sleep(seconds)
-    return seconds
-
-
-@app.task
-def def_nap(seconds):
-    time.sleep(seconds)
-    return seconds
-
-
 @app.task(ignore_result=True)
 async def async_quiet():
     record("quiet ran")

@@ -27,10 +27,20 @@ def client():
 @app.task
 async def all_start(key, count):
     """Return this process's pid once *count* of these tasks are running."""
+    global _all_here
     await client().incr(key)
-    while int(await client().get(key)) < count:
-        await asyncio.sleep(0.5)
+    if _all_here is None:
+        _all_here = asyncio.create_task(_count_to(key, count))
+    await asyncio.shield(_all_here)
     return os.getpid()
+
+
+_all_here = None  # one task of a process asks, and the others wait for it
+
+
+async def _count_to(key, count):
+    while int(await client().get(key)) < count:
+        await asyncio.sleep(0.1)
 
 
 async def _gate(path):
