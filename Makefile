@@ -9,6 +9,9 @@
 #
 # Arguments for the program behind it: make demo ARGS="--tasks 200"
 
+# Tests run side by side: they mostly wait.
+JOBS ?= 4
+
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 ARGS ?=
 
@@ -22,11 +25,11 @@ demo: .venv/demo.done
 
 test: .venv/dev.done
 	@tests/install_servers.sh
-	.venv/bin/python -m pytest $(ARGS)
+	.venv/bin/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 test-oldest: .venv-oldest/dev.done
 	@tests/install_servers.sh
-	.venv-oldest/bin/python -m pytest $(ARGS)
+	.venv-oldest/bin/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 lint: .venv/dev.done
 	.venv/bin/ruff check .
