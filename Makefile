@@ -4,6 +4,7 @@
 #   make test           all tests, with the newest Celery
 #   make test-oldest    all tests, with the oldest versions that pyproject.toml allows
 #   make lint types     ruff, mypy
+#   make soak           minutes of random tasks under random faults: make soak MINUTES=2
 #   make bench          the benchmarks
 #   make clean          remove the environments and caches
 #
@@ -14,8 +15,9 @@ JOBS ?= 4
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 ARGS ?=
+MINUTES ?= 10
 
-.PHONY: help demo test test-oldest lint types bench clean
+.PHONY: help demo test test-oldest lint types soak bench clean
 
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
@@ -37,6 +39,10 @@ lint: .venv/dev.done
 
 types: .venv/dev.done
 	.venv/bin/mypy
+
+soak: .venv/dev.done
+	@tests/install_servers.sh
+	.venv/bin/python -m tests.soak --minutes $(MINUTES) $(ARGS)
 
 bench: .venv/dev.done
 	@tests/install_servers.sh
