@@ -11,14 +11,11 @@ import time
 
 from celery.worker.control import inspect_command
 
-from .base import make_app
+from .base import configure, make_app
 from .recording import record
 
 app = make_app("chaos")
-app.conf.task_send_sent_event = False
-for setting in filter(None, os.environ.get("CHAOS_CONF", "").split("; ")):
-    name, _, value = setting.partition("=")
-    setattr(app.conf, name, eval(value))
+configure(app, "CHAOS_CONF")
 
 
 @inspect_command()
@@ -109,8 +106,13 @@ async def forever():
 @task
 async def spawn(gate):
     """Hold with two subprocesses, one of them in a session of its own."""
+    processes = []
     for options in ({}, {"start_new_session": True}):
         process = await asyncio.create_subprocess_exec("sleep", "600", **options)
         record("sleeper", sleeper=process.pid)
+        processes.append(process)
     while not os.path.exists(gate):
         await asyncio.sleep(0.1)
+    for process in processes:
+        process.kill()
+        await process.wait()
