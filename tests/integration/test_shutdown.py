@@ -149,6 +149,9 @@ def test_cold_shutdown_with_early_ack(start):
     with start("redis") as worker:
         result = worker.client.send("shaped", "plain")
         worker.wait_started(result)
+        # The main process acknowledges, and may hear of the start a little later.
+        inspect = worker.client.app.control.inspect([worker.hostname], timeout=5, limit=1)
+        wait_for(lambda: (inspect.active() or {}).get(worker.hostname), worker.tail)
 
         worker.process.send_signal(signal.SIGQUIT)
         worker.wait_exit()
