@@ -289,3 +289,76 @@ def test_messages_keep_their_order_when_celery_calls_back(supervisor, spawner):
     supervisor._on_readable(process)
 
     assert told == ["first", "second", "third"]
+
+
+def test_cold_shutdown_hears_what_was_accepted(supervisor, spawner):
+    """A job whose ACK waits in the pipe is acknowledged before it is dropped."""
+    accepted = []
+    callbacks = Callbacks(accept=lambda pid, when: accepted.append(pid))
+    supervisor.submit(Job(1, dumps(None), callbacks=callbacks))
+    supervisor._on_tick()
+    [process] = supervisor.processes
+    spawner.children[0][1].send(encode_time(Kind.ACK, 1, 0.0))
+
+    supervisor.abort(lambda: None)
+
+    assert accepted == [process.pid]
+    assert supervisor.unfinished == 0
+
+
+class FakeHub:
+    """Remembers what it was asked to watch."""
+
+    def __init__(self):
+        self.readers, self.writers, self.on_tick = {}, {}, set()
+
+    def add_reader(self, fd, function, *args):
+        self.readers[fd] = function, args
+
+    def call_repeatedly(self, seconds, function, *args):
+        return self
+
+    def cancel(self):
+        """Nothing was started."""
+
+    def remove(self, fd):
+        self.readers.pop(fd, None)
+
+
+def test_error_of_the_system_is_not_a_lost_broker(supervisor, caplog, monkeypatch):
+    """Celery takes an OSError that leaves the hub for one: it must not leave."""
+    hub = FakeHub()
+    supervisor.attach(hub)
+    [process] = supervisor.processes
+    function, args = hub.readers[process.exit_fd]
+
+    def no_descriptor():
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(process, "exitcode", no_descriptor)
+    function(*args)
+
+    assert "Too many open files" in caplog.text
+
+
+def test_process_that_is_only_late(supervisor, spawner, monkeypatch):
+    """A process that is not known to be blocked gets the grace time before it is killed."""
+    now = [1000.0]
+    killed = []
+    monkeypatch.setattr(supervisor, "_clock", lambda: now[0])
+    told = []
+    submit(supervisor, told, 1)
+    [process] = supervisor.processes
+    monkeypatch.setattr(process, "kill", lambda: killed.append(now[0]))
+    monkeypatch.setattr(process, "ask_for_stack", lambda: None)
+    spawner.children[0][1].send(
+        encode_time(Kind.ACK, 1, now[0]) + encode_time(Kind.STARTED, 1, now[0])
+    )
+    supervisor._on_readable(process)
+
+    for now[0] in (1001.9, 1002.1, 1002.9):
+        supervisor.maintain()
+    assert killed == []
+    now[0] = 1003.2
+    supervisor.maintain()
+    assert killed == [1003.2]
