@@ -191,18 +191,25 @@ def _check_task(
         state = State("FAILURE", end)
         verdict.overwritten += 1
     problems = list(_problems_of_outcome(task, state))
-    succeeded = float("inf")
+    succeeded = _succeeded(messages or ())
     for message in messages or ():
         problems += _check_deliveries(verdict, evidence, message)
         for delivery in message.deliveries:
             problems += _problems_of_run(task.kind, delivery, succeeded)
-            succeeded = min([succeeded, *(at for at, how in delivery.ends if how == RETURNED)])
     if not messages:
         problems.append((LOST, "the record does not know it"))
     for what, text in problems:
         verdict.add(what, f"{who}: {text}{_tell(messages or ())}")
     if state is not None:
         verdict.outcomes[task.kind.name, state.outcome] += 1
+
+
+def _succeeded(messages: Sequence[Message]) -> float:
+    """Return when the task's body returned for the first time."""
+    ends = [
+        end for message in messages for delivery in message.deliveries for end in delivery.ends
+    ]
+    return min((at for at, how in ends if how == RETURNED), default=float("inf"))
 
 
 def _overwritten(messages: Sequence[Message]) -> str | None:
@@ -243,8 +250,8 @@ def _problems_of_outcome(task: Sent, state: State | None) -> list[tuple[str, str
 def _problems_of_run(kind: Kind, delivery: Delivery, succeeded: float) -> list[tuple[str, str]]:
     """What is wrong with one delivery, seen alone.
 
-    *succeeded*: when the task had returned in an earlier run. Where the process
-    of a later one is lost, Celery finds the result and acknowledges.
+    *succeeded*: when the task returned in any run. Where the process of another
+    one is lost after that, Celery finds the result and acknowledges.
     """
     problems = []
     if len(delivery.starts) > 1:

@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,9 +20,11 @@ from .plan import Strike
 
 PROC = Path("/proc")
 
-#: Seconds that a process has had, so that it takes jobs. Processes that die
-#: before are another thing: after five in a minute the worker gives up.
-GROWN_UP = 3.0
+#: Seconds after which a process surely takes jobs. After five that die at their
+#: start within a minute the worker gives up, as it should, so not as many are
+#: killed before they are as old as that.
+GROWN_UP = 5.0
+YOUNG_KILLS, YOUNG_KILLS_PERIOD = 2, 60.0
 
 
 class Faults:
@@ -44,6 +46,7 @@ class Faults:
         #: When the broker was cut, in monotonic seconds.
         self.cuts: list[float] = []
         self._cut_count = 0
+        self._young_kills: deque[float] = deque(maxlen=YOUNG_KILLS)
         #: What is to be undone, and when.
         self._undo: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
@@ -85,7 +88,7 @@ class Faults:
     def _do(self, fault: str, arguments: dict[str, Any]) -> bool:
         """Let *fault* happen; False where there was no process for it."""
         if fault in (plan.KILL, plan.STOP):
-            pid = self._choose(arguments["which"])
+            pid = self._choose(arguments["which"], fault)
             if pid is None:
                 return False
             if fault == plan.KILL:
@@ -132,9 +135,18 @@ class Faults:
         _signal(pid, signal.SIGSTOP)
         self._undo_in(seconds, lambda: _signal(pid, signal.SIGCONT))
 
-    def _choose(self, which: int) -> int | None:
-        pids = [pid for pid in pool_processes(self._worker.process.pid) if age(pid) > GROWN_UP]
-        return pids[which % len(pids)] if pids else None
+    def _choose(self, which: int, fault: str) -> int | None:
+        now = time.monotonic()
+        pids = pool_processes(self._worker.process.pid)
+        kills = self._young_kills
+        if len(kills) == YOUNG_KILLS and kills[0] > now - YOUNG_KILLS_PERIOD:
+            pids = [pid for pid in pids if fault != plan.KILL or age(pid) > GROWN_UP]
+        if not pids:
+            return None
+        pid = pids[which % len(pids)]
+        if fault == plan.KILL and age(pid) <= GROWN_UP:
+            kills.append(now)
+        return pid
 
     # The broker.
 
