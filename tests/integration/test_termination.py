@@ -96,7 +96,7 @@ def test_lost_process_while_results_cannot_be_stored(new_transport, start_worker
 
             results = [worker.client.send("ok") for _ in range(8)]
 
-            worker.wait_started(*results)
+            wait_for(lambda: all(worker.count("started", r) for r in results), worker.tail)
             wait_for(lambda: len(worker.up_processes()) == 2, worker.pool)
             wait_for(lambda: worker.slots_in_use() == 0, worker.pool)
             backend.start()
