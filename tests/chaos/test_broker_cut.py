@@ -36,9 +36,8 @@ class Cut:
         self.proxy.cut()
         self.worker.wait_log("Connection to broker lost", self._connects)
 
-    def heal(self):
-        """Let it through again, and wait until the worker listens."""
-        self.proxy.heal()
+    def wait_connected(self):
+        """Wait until the worker listens again."""
         self._connects += 1
         self.worker.wait_log("Connected to", self._connects)
         ping = self.worker.client.app.control.ping
@@ -75,6 +74,14 @@ def each(cuts, tmp_path):
             return [stack.enter_context(cls(cut, _folder(tmp_path, cut))) for cut in cuts]
 
         yield enter
+
+
+def heal(cuts):
+    """Let all connections through again, and wait until the workers listen."""
+    for cut in cuts:
+        cut.proxy.heal()
+    for cut in cuts:
+        cut.wait_connected()
 
 
 def _folder(tmp_path, cut):
@@ -146,8 +153,7 @@ def test_idle(each, seconds):
     for each_one in idle:
         each_one.cut.cut()
     time.sleep(seconds)
-    for each_one in idle:
-        each_one.cut.heal()
+    heal([each_one.cut for each_one in idle])
 
     for each_one in idle:
         each_one.ending.check()
@@ -163,8 +169,7 @@ def test_in_flight(each, seconds):
     for tasks in in_flight if seconds > 1 else ():
         tasks.end_some()
     time.sleep(max(0, healed - time.monotonic()))
-    for tasks in in_flight:
-        tasks.cut.heal()
+    heal([tasks.cut for tasks in in_flight])
 
     for tasks in in_flight:
         tasks.end_some()
