@@ -274,8 +274,8 @@ class Worker:
         """
 
         def known():
-            active = {request["id"] for request in self.inspect("active")}
-            return all(result.id in active or result.ready() for result in results)
+            waiting = {request["id"] for request in self.inspect("reserved")}
+            return waiting.isdisjoint(result.id for result in results)
 
         wait_for(lambda: all(self.count("started", r) >= times for r in results), self.tail)
         wait_for(known, self.tail)
