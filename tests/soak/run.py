@@ -42,7 +42,9 @@ RECONNECTED = "Connected to "
 PROGRESS_EVERY = 10.0
 
 #: What the worker must not say: it would be a mistake of ours.
-MISTAKE = re.compile(r"AssertionError|could not start|the pipe .* is broken|callback raised (\w+)")
+MISTAKE = re.compile(
+    r"AssertionError|could not start|cannot go on|the pipe .* is broken|callback raised (\w+)"
+)
 
 #: What Celery's callbacks may raise when the connection has just been cut.
 CONNECTION_ERRORS = (
@@ -229,7 +231,8 @@ class Soak:
         )
         (self._folder / "faults.txt").write_text("\n".join(faults.told) + "\n")
         verdict = check(self._sent, self._states(worker), history, faults.cuts, deaths.pids)
-        for text in unexpected(deaths, faults.killed, faults.stopped, self._sent, history):
+        epoch = time.time() - time.monotonic()
+        for text in unexpected(deaths, faults.killed, faults.stopped, self._sent, history, epoch):
             verdict.add(WRONG, text)
         for text in leaked:
             verdict.add(LEAKED, text)
