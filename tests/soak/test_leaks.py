@@ -72,6 +72,8 @@ def test_leaked_descriptor(worker, leaks):
 def test_leaked_subprocess(worker, leaks):
     """One that runs on, and then one that is dead and was not reaped."""
     worker.do("left = subprocess.Popen(['sleep', '600'])")
+    # The kernel may not yet tell the arguments of what it has just started.
+    worker.do("while b'sleep' not in open(f'/proc/{left.pid}/cmdline', 'rb').read(): pass")
     running = leaks.find()
     worker.do("left.kill(); os.waitid(os.P_PID, left.pid, os.WEXITED | os.WNOWAIT)")
     dead = leaks.find()
