@@ -34,7 +34,7 @@ from celery.utils.log import get_logger
 
 from ..core.timelimits import Action, BodyClock, BodyState, Limits, Verdict
 
-__all__ = ["BodyControl", "BodyStopped", "SoftLimitCancelled", "SoftLimitedBody"]
+__all__ = ["BodyControl", "BodyStopped", "SoftLimitCancelled", "SoftLimitedBody", "StopThread"]
 
 logger = get_logger(__name__)
 
@@ -55,7 +55,7 @@ class BodyStopped(BaseException):
         self.error = error
 
 
-class _StopThread(BaseException):
+class StopThread(BaseException):
     """Raised in the thread of a ``def`` body at its hard limit or termination."""
 
 
@@ -258,7 +258,7 @@ class BodyControl:
         self._stack = self._body_stack()
         self.soft_is_due = False
         if self._thread is not None:
-            _raise_in_thread(self._thread, _StopThread)
+            _raise_in_thread(self._thread, StopThread)
         else:
             self._cancel_task()
         self._on_cancelled()

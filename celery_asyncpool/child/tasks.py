@@ -21,7 +21,7 @@ from celery.utils.nodenames import gethostname
 
 from ..core.timelimits import Verdict
 from ..tasktypes import body_attribute, has_async_body
-from .cancel import BodyStopped
+from .cancel import BodyControl, BodyStopped, StopThread
 from .jobcontext import JobContext, current_job, follow_jobs
 from .offload import OffloadedBackend, RetryAfterBody, publish_deferred
 from .trace import can_settle, in_tracer, settle
@@ -101,9 +101,21 @@ def run_body(job: JobContext, task: Any, call: Callable[[], Any]) -> Any:
     control = job.control
     if control is None or control.has_started:
         return settle(call())  # an errback that Celery calls in the failed task's job
-    control.start(None if in_tracer() is not None else threading.get_ident())
+    try:
+        return _run_limited(job, task, control, call)
+    except StopThread as exc:
+        # The second of two limits arrived where the first was being dealt with.
+        control.end()
+        if job.aborted:
+            raise
+        raise control.outcome(exc) or exc from exc
+
+
+def _run_limited(job: JobContext, task: Any, control: BodyControl, call: Callable[[], Any]) -> Any:
     try:
         try:
+            # Within the `try`: from here on a limit may be raised in this thread.
+            control.start(None if in_tracer() is not None else threading.get_ident())
             value = call()
             if inspect.isawaitable(value):
                 value = settle(control.watch(value))

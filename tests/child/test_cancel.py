@@ -721,10 +721,10 @@ def test_def_body(new_loop, kind):
     """Limits and terminations are raised in a thread that runs Python code."""
 
     def body(probe):
-        arrived = probe.arrived
-        outcome_loop.append(threading.get_ident())
-        trace._loop.call_soon_threadsafe(arrived.set)
         try:
+            outcome_loop.append(threading.get_ident())
+            # Only from here on: before, it would be raised beside the `try`.
+            trace._loop.call_soon_threadsafe(probe.arrived.set)
             while True:
                 time.sleep(0.001)
         except BaseException as exc:
@@ -779,6 +779,40 @@ def test_def_body_that_ends_in_time(new_loop):
         assert outcome.value == 499500 or isinstance(
             outcome.error, (SoftTimeLimitExceeded, TimeLimitExceeded)
         )
+
+
+def wait_for_the_end(control, *args):
+    """Stand still, so that what is raised in this thread arrives here."""
+    deadline = time.monotonic() + LATER
+    while time.monotonic() < deadline:
+        time.sleep(0.001)
+    raise AssertionError("no limit has arrived")
+
+
+@pytest.mark.parametrize("where", ["start", "outcome"])
+def test_def_body_limit_that_arrives_beside_the_body(new_loop, monkeypatch, where):
+    """A hard limit counts also where it arrives just before, or just after, the body itself."""
+    original = getattr(BodyControl, where)
+    calls = []
+
+    def slow(control, *args):
+        result = original(control, *args)
+        calls.append(where)
+        if len(calls) == 1:
+            if where == "outcome":
+                raise cancel.StopThread
+            wait_for_the_end(control)
+        return result
+
+    def body(probe):
+        while where == "outcome":
+            time.sleep(0.001)
+
+    monkeypatch.setattr(BodyControl, where, slow)
+
+    outcome = run_job(new_loop, body, Limits(None, SOON), in_thread=True)
+
+    assert isinstance(outcome.error, TimeLimitExceeded)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -43,7 +43,7 @@ AFTER_CUT = 30.0
 RETURNED = "returned"
 
 #: Ends of bodies that were not theirs: the pool ended them, and they may run again.
-NOT_AN_END = ("CancelledError", "GeneratorExit", "_StopThread")
+NOT_AN_END = ("CancelledError", "GeneratorExit", "StopThread")
 
 # Why a message was delivered again.
 PROCESS_LOST = "its process was lost"
