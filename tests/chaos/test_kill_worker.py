@@ -2,17 +2,21 @@
 
 import os
 import signal
+import time
+from pathlib import Path
 
 import pytest
 from ending import Ending, ending_well
 from worker import wait_for
 
-#: Redis gives messages of a worker that is gone to others after this many
-#: seconds; a worker looks for them ten seconds after its start, or sooner with
-#: kombu 5.7.
-VISIBILITY = (
-    "broker_transport_options="
-    "{'visibility_timeout': 2, 'unacked_restore_interval': 1, 'unacked_restore_throttle': 1}"
+#: Seconds after which Redis gives the messages of a worker that is gone to others.
+VISIBILITY_TIMEOUT = 1
+
+#: kombu 5.7 looks for such messages every second; older ones at the start, and
+#: then not for long.
+REDIS = (
+    f"broker_transport_options={{'visibility_timeout': {VISIBILITY_TIMEOUT}, "
+    "'unacked_restore_interval': 1, 'unacked_restore_throttle': 1}"
 )
 
 
@@ -21,7 +25,7 @@ def start(transport, start_worker):
     """Start a worker on the queue of this test's transport."""
 
     def start(*args):
-        env = {"CHAOS_CONF": VISIBILITY} if transport.name == "redis" else {}
+        env = {"CHAOS_CONF": REDIS} if transport.name == "redis" else {}
         return start_worker(transport, "chaos", "-c", 20, "--processes", 2, *args, env=env)
 
     return start
@@ -49,10 +53,15 @@ def test_blocked_loop(start):
         kill(worker)
 
 
-def test_stopped_process(start):
-    """A process that was stopped goes too."""
-    with start() as worker:
-        os.kill(worker.pool_pids()[0], signal.SIGSTOP)
+def test_stopped_process(start, tmp_path):
+    """A process that was stopped goes too, and its subprocesses."""
+    with start("--processes", 1) as worker:
+        [pid] = worker.pool_pids()
+        worker.client.send("spawn", str(tmp_path / "gate"))
+        wait_for(lambda: len(worker.records("sleeper")) == 2, worker.tail)
+        os.kill(pid, signal.SIGSTOP)
+        stat = Path(f"/proc/{pid}/stat")
+        wait_for(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "it stops")
 
         kill(worker)
 
@@ -71,6 +80,8 @@ def test_in_flight(start, tmp_path):
 
         assert worker.records("ended") == []
         gate.touch()
+        visible = time.time() + VISIBILITY_TIMEOUT + 0.5
+        wait_for(lambda: time.time() > visible, "time goes by")
         with ending_well(start("-E")) as heir:
             for result in late:
                 result.get()
