@@ -153,8 +153,8 @@ def run(
             reached = broker is not None
             worker.start(processes, concurrency or tasks)
             with signals.may_interrupt():
-                _run_first_task(worker, sent)
-                flights, wall_time = _run_tasks(worker, sent, tasks, seconds)
+                _run_first_task(worker, signals, sent)
+                flights, wall_time = _run_tasks(worker, signals, sent, tasks, seconds)
                 click.echo(table(flights, wall_time))
             done = True
         finally:
@@ -277,44 +277,54 @@ def _check_broker(broker: str | None) -> None:
         raise click.ClickException(f"cannot connect to the broker {url}: {exc}") from exc
 
 
-def _run_first_task(worker: _Worker, sent: list[AsyncResult[Any]]) -> None:
+def _run_first_task(worker: _Worker, signals: _Signals, sent: list[AsyncResult[Any]]) -> None:
     """See one task through worker and result backend, so that the clock starts fair."""
-    sent.append(wait.delay(0))
-    for _ in _outcomes(worker, sent, START_TIMEOUT):
+    _send(0, sent)
+    for _ in _outcomes(worker, signals, sent, START_TIMEOUT):
         return
 
 
 def _run_tasks(
-    worker: _Worker, sent: list[AsyncResult[Any]], tasks: int, seconds: float
+    worker: _Worker,
+    signals: _Signals,
+    sent: list[AsyncResult[Any]],
+    tasks: int,
+    seconds: float,
 ) -> tuple[list[Flight], float]:
     """Return the flights of *tasks* tasks, and the seconds from first send to last result."""
     flights = []
     with _progress(tasks) as advance:
         started = time.monotonic()
-        results = []
-        for _ in range(tasks):
-            results.append(wait.delay(seconds))
-            sent.append(results[-1])
-        for outcome in _outcomes(worker, results, seconds + RESULT_TIMEOUT):
+        results = [_send(seconds, sent) for _ in range(tasks)]
+        for outcome in _outcomes(worker, signals, results, seconds + RESULT_TIMEOUT):
             flights.append(Flight(*outcome))
             advance()
         wall_time = time.monotonic() - started
     return flights, wall_time
 
 
+def _send(seconds: float, sent: list[AsyncResult[Any]]) -> AsyncResult[Any]:
+    """Send one task; it is in *sent* before it is sent, since a Ctrl-C may come in between."""
+    result: AsyncResult[Any] = AsyncResult(str(uuid.uuid4()), app=app)
+    sent.append(result)
+    wait.apply_async((seconds,), task_id=result.id)
+    return result
+
+
 def _outcomes(
-    worker: _Worker, results: list[AsyncResult[Any]], patience: float
+    worker: _Worker, signals: _Signals, results: list[AsyncResult[Any]], patience: float
 ) -> Iterator[tuple[int, float, float]]:
     """Yield what each of *results* returned, as they come in.
 
-    Gives up when the worker has ended, when a task has failed, and when nothing
-    has come for *patience* seconds.
+    Gives up when a signal has come, when the worker has ended, when a task has
+    failed, and when nothing has come for *patience* seconds.
     """
     backend: Any = app.backend
     left = {result.id: result for result in results}
     last = time.monotonic()
 
     def check() -> None:
+        signals.check()
         worker.check()
         if time.monotonic() - last > patience:
             raise click.ClickException(
@@ -487,9 +497,9 @@ class _Signals:
         """Within it a signal raises :exc:`Stopped`, one that came before it too."""
         self._may_interrupt = True
         try:
-            if self._caught is not None:
-                raise Stopped(self._caught)
+            self.check()
             yield
+            self.check()
         except BaseException:
             # Whatever became of it on its way through other people's `finally`.
             if self._caught is not None:
@@ -497,6 +507,14 @@ class _Signals:
             raise
         finally:
             self._may_interrupt = False
+
+    def check(self) -> None:
+        """Raise :exc:`Stopped` if a signal has come.
+
+        What its handler raises is lost when it interrupts a ``__del__``.
+        """
+        if self._caught is not None:
+            raise Stopped(self._caught)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         self._caught = signum

@@ -277,18 +277,21 @@ class Pool(BasePool):
 
         A warm shutdown waits here, not in :meth:`on_stop`, which Celery calls
         when its consumer has closed remote control: a task that never ends can
-        still be revoked.
+        still be revoked. A cold one acknowledges what has been accepted.
         """
         self._is_closed = True
-        if not is_cold_shutdown():
-            self._shut_down()
+        self._shut_down(cold=is_cold_shutdown())
 
     def on_stop(self) -> None:
         """Celery's consumer has stopped, or a signal handler makes the shutdown cold.
 
         The handler does not close the pool before, and in Celery before 5.7 says
-        only afterwards that it is a cold shutdown.
+        only afterwards that it is a cold shutdown. Where it has interrupted the
+        report of an outcome, that goes on first; then Celery closes the pool.
         """
+        is_interrupted = self._supervisor is not None and self._supervisor.is_busy
+        if is_interrupted and not self._is_closed:
+            return
         self._consumer = None
         self._shut_down(cold=not self._is_closed)
 

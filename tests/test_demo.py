@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from celery_asyncpool.demo import Flight, most_in_flight, settings_for, table
+from celery_asyncpool.demo import Flight, Stopped, _Signals, most_in_flight, settings_for, table
 
 from .servers import RabbitMQServer, RedisServer
 
@@ -349,6 +349,21 @@ def test_interrupted_demo_leaves_its_broker_as_it_was(
     assert process.returncode == 130, errors
     assert keys(url) == set()
     demo.assert_nothing_left()
+
+
+class RaisesOnDelete:
+    """Interrupted, in its ``__del__``, by a signal."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_signal_in_a_finalizer_ends_the_demo() -> None:
+    """Python swallows what a handler raises there."""
+    with _Signals() as signals, pytest.raises(Stopped), signals.may_interrupt():
+        RaisesOnDelete()
+        signals.check()
 
 
 def test_rabbitmq_broker_is_left_as_it_was(demo: Demo, rabbitmq_server: RabbitMQServer) -> None:

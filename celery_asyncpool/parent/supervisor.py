@@ -128,6 +128,8 @@ class Supervisor:
         self._hub: Any = None
         self._timer: Any = None
         self._gave_up = False
+        #: Calls of the hub that have not returned.
+        self._depth = 0
         self._on_finished: Callable[[], None] | None = None
 
     def __repr__(self) -> str:
@@ -144,6 +146,11 @@ class Supervisor:
     def unfinished(self) -> int:
         """Jobs that have not ended, waiting ones included."""
         return len(self._jobs)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the hub has called and waits: true in a signal handler that interrupts us."""
+        return self._depth > 0
 
     # The hub.
 
@@ -183,10 +190,13 @@ class Supervisor:
         Celery lets the hub pass on what its transport calls connection errors, and
         reconnects, or ends when no descriptor is left. Ours have another cause.
         """
+        self._depth += 1
         try:
             function(*args)
         except OSError as exc:
             logger.critical("the pool cannot go on as it should: %r", exc, exc_info=True)
+        finally:
+            self._depth -= 1
 
     def _unwatch(self, process: WorkerProcess) -> None:
         if self._hub is None:
@@ -302,10 +312,10 @@ class Supervisor:
         self.catch_up()  # what has been accepted is to be acknowledged
         self._on_finished = on_finished
         self.drop_queued()
+        for job in list(self._jobs.values()):
+            self._jobs.pop(job.id)
+            self._backstops.clear(job.id)
         for process in self.processes:
-            for job in process.jobs.values():
-                self._jobs.pop(job.id, None)
-                self._backstops.clear(job.id)
             process.jobs.clear()
             if process.life.state is lifecycle.State.STARTING:
                 self._stop(process)

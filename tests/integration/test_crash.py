@@ -74,7 +74,7 @@ def test_unaccepted_jobs_run_elsewhere(transport, start_worker, tmp_path):
         os.kill(victim, signal.SIGSTOP)
         results = [worker.client.send("wait", str(gate), n) for n in range(20)]
         wait_for(lambda: worker.slots_in_use() == 20, worker.pool)
-        assert len(worker.records("started")) == 10
+        wait_for(lambda: len(worker.records("started")) == 10, worker.tail)
 
         os.kill(victim, signal.SIGKILL)
 

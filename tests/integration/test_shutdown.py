@@ -144,6 +144,20 @@ def test_cold_shutdown(start, name, signum, env):
             result.get(timeout=TIMEOUT)
 
 
+def test_cold_shutdown_interrupts_a_report(start):
+    """A signal that comes while Celery is told of an outcome ends the worker all the same."""
+    with start("redis", env={"LIMITS_QUIT_AT_REVOKE": "1"}) as worker:
+        result, neighbour = (worker.client.send("shaped", "plain") for _ in range(2))
+        worker.wait_started(result)
+        worker.wait_started(neighbour)
+
+        result.revoke(terminate=True)
+
+        worker.wait_exit()
+        assert worker.count("task_revoked", result) == 1
+        assert worker.count("cleaned up", neighbour) == 1
+
+
 def test_cold_shutdown_with_early_ack(start):
     """A task that was acknowledged when it started is not run again."""
     with start("redis") as worker:
