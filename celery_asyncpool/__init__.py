@@ -6,21 +6,29 @@ Select it with ``celery worker -P asyncpool`` or
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .lifespans import Lifespan, LifespanError, lifespan
     from .pool import Pool
 
-__all__ = ["Pool", "__version__"]
+__all__ = ["Lifespan", "LifespanError", "Pool", "__version__", "lifespan"]
 
 __version__ = "0.1.0"
+
+#: Where each public name is.
+_MODULES = {
+    "Lifespan": ".lifespans",
+    "LifespanError": ".lifespans",
+    "Pool": ".pool",
+    "lifespan": ".lifespans",
+}
 
 
 def __getattr__(name: str) -> Any:
     # Every `celery` command imports this package for its entry point; only a
-    # worker needs the pool.
-    if name == "Pool":
-        from .pool import Pool
-
-        return Pool
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # worker needs the pool, and only a project the rest.
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name], __name__), name)

@@ -25,6 +25,7 @@ class ChildOptions:
     loop: str
     cancel_grace: float
     block_warning: float
+    lifespan_timeout: float
     #: Descriptors of the parent's that a forked child must not keep.
     close_fds: tuple[int, ...] = ()
 

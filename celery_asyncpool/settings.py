@@ -70,6 +70,8 @@ class Settings:
     #: ``asyncpool_block_warning``: seconds of a blocked loop that are worth a
     #: warning; 0: none.
     block_warning: float
+    #: ``asyncpool_lifespan_timeout``: seconds for the start and for the end of a lifespan.
+    lifespan_timeout: float
     #: ``asyncpool_max_crashes``: processes that one task may take down before it
     #: fails for good.
     max_crashes: int
@@ -107,6 +109,7 @@ class Settings:
             cancel_grace=_seconds(conf, "asyncpool_cancel_grace", 5.0),
             drain_timeout=_seconds(conf, "asyncpool_drain_timeout", 300.0),
             block_warning=_seconds(conf, "asyncpool_block_warning", 1.0, zero=True),
+            lifespan_timeout=_seconds(conf, "asyncpool_lifespan_timeout", 30.0),
             max_crashes=_whole_number(conf, "asyncpool_max_crashes", 3),
             max_tasks=_whole_number_or_none("worker_max_tasks_per_child", max_tasks),
             max_memory=_whole_number_or_none("worker_max_memory_per_child", max_memory),

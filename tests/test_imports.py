@@ -41,10 +41,12 @@ SHARED = [
     "cpus",
     "handover",
     "leftovers",
+    "lifespans",
     "pipe",
     "redis_close",
     "request",
     "settings",
+    "signals",
     "tasklimits",
     "tasktypes",
 ]
