@@ -347,15 +347,15 @@ class _Decorator:
         return lifespan(self._app, function, lazy=self._lazy)
 
 
-def lifespans_of(app: Any) -> list[Lifespan[Any]]:
+def lifespans_of(app: Any, *, is_copy: bool = False) -> list[Lifespan[Any]]:
     """Return the lifespans of *app* in the order of their definition.
 
-    A spawned process gets a copy of the app, while the modules that it imports
-    have defined theirs for the app of its name.
+    Where *app* is the copy that a spawned process gets, the modules that it
+    imports have defined theirs for another app, of the same name.
     """
     app = _real(app)
-    found = _lifespans.get(app)
-    if found is None:
+    found = _lifespans.get(app, [])
+    if is_copy and not found:
         found = [
             one for other, all_ in _lifespans.items() if other.main == app.main for one in all_
         ]

@@ -136,7 +136,12 @@ class _Process:
         trace.bind_loop(self.loop)
         self.cancel_grace = options.cancel_grace
         self.lifespan_timeout = options.lifespan_timeout
-        self.lifespans = ProcessLifespans(app, options.hostname, options.lifespan_timeout)
+        self.lifespans = ProcessLifespans(
+            app,
+            is_copy=options.is_spawned,
+            hostname=options.hostname,
+            timeout=options.lifespan_timeout,
+        )
         self.threads = BodyThreads(options.threads)
         self.runner = Runner(app, runs, self.loop, pipe, self.threads, options.cancel_grace)
         if options.block_warning > 0:
