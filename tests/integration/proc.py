@@ -21,6 +21,14 @@ class Process:
         return self.state == "Z"
 
     @property
+    def program(self):
+        """The name of the program that it runs; empty when it has died."""
+        try:
+            return os.path.basename(os.readlink(PROC / str(self.pid) / "exe"))
+        except OSError:
+            return ""
+
+    @property
     def command(self):
         """Its command line; empty when it has gone."""
         try:
