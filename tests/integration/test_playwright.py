@@ -17,6 +17,12 @@ from tests.pages import Pages
 
 CHROMIUM = ("chromium", "chrome")
 
+#: Seconds in which a task gets to where it is to be ended, while three browsers start.
+LIMIT = 20
+
+#: A busy machine takes its time to close a page.
+PATIENT = "asyncpool_cancel_grace=60"
+
 
 @pytest.fixture(scope="module")
 def pages():
@@ -131,11 +137,15 @@ def assert_no_browser(worker):
 
 def assert_no_page(worker):
     """The shared browsers have no page and no context."""
-    count = len(worker.pool_pids())
-    wait_for(
-        lambda: [worker.client.send("contexts").get() for _ in range(count)] == [[0, []]] * count,
-        "all pages and contexts are closed",
-    )
+    left = dict.fromkeys(worker.pool_pids())
+
+    def ask():
+        for result in [worker.client.send("contexts") for _ in left]:
+            pid, *contexts = result.get()
+            left[pid] = contexts
+        return all(contexts == [0, []] for contexts in left.values())
+
+    wait_for(ask, lambda: f"no contexts and pages in any process: {left}")
 
 
 def test_pages_at_once(start, pages):
@@ -164,14 +174,14 @@ def end_by_revoke(worker, send):
 
 
 def end_by_soft_limit(worker, send):
-    result = send(soft_time_limit=8)
+    result = send(soft_time_limit=LIMIT)
     yield result
     with pytest.raises(SoftTimeLimitExceeded):
         result.get()
 
 
 def end_by_hard_limit(worker, send):
-    result = send(time_limit=8)
+    result = send(time_limit=LIMIT)
     yield result
     with pytest.raises(TimeLimitExceeded):
         result.get()
@@ -182,7 +192,7 @@ ENDS = [end_by_revoke, end_by_soft_limit, end_by_hard_limit]
 
 def test_cancelled_in_goto(start, pages):
     """A page task that is ended in `page.goto` leaves no page and no context."""
-    with start("-c", 10, "--processes", 1) as worker:
+    with start("-c", 10, "--processes", 1, conf=PATIENT) as worker:
         [pid] = worker.pool_pids()
         url = pages.url("/held/goto")
         before = pages.asked.count("/held/goto")
@@ -201,7 +211,7 @@ def test_cancelled_in_goto(start, pages):
 
 def test_cancelled_anywhere(start, pages):
     """Nor does one that is ended while it opens or closes pages."""
-    with start("-c", 10, "--processes", 1) as worker:
+    with start("-c", 10, "--processes", 1, conf=PATIENT) as worker:
         results = [worker.client.send("open_and_close", 10_000) for _ in range(5)]
         worker.wait_started(*results)
         for result in results:
@@ -235,8 +245,7 @@ def stopped(processes):
 )
 def test_cancelled_while_it_closes(start, pages, task, closing, find):
     """A task that is ended while its browser, or its driver, closes leaves no process."""
-    conf = "asyncpool_cancel_grace=60"
-    with start("-c", 3, "--processes", 1, conf=conf, lazy=True) as worker:
+    with start("-c", 3, "--processes", 1, conf=PATIENT, lazy=True) as worker:
         url = pages.url("/title/own")
         ends = [end(worker, lambda **o: worker.client.send(task, url, **o)) for end in ENDS]
         results = [next(end) for end in ends]
@@ -248,7 +257,7 @@ def test_cancelled_while_it_closes(start, pages, task, closing, find):
                 gate(worker, result).touch()
             wait_for(lambda: all(worker.count(closing, r) for r in results), worker.tail)
             results[0].revoke(terminate=True)
-            worker.wait_log("time limit (8s) exceeded", 2)
+            worker.wait_log(f"time limit ({LIMIT}s) exceeded", 2)
             worker.wait_log("Terminating")
         for end in ends:
             next(end, None)

@@ -82,13 +82,13 @@ async def open_and_close(self, times):
 
 @app.task
 async def contexts():
-    """How many contexts, and pages, the process's browser has."""
+    """The process, and how many contexts, and pages, its browser has."""
     chromium = await browser.start()
     session = await chromium.new_browser_cdp_session()
     targets = (await session.send("Target.getTargets"))["targetInfos"]
     await session.detach()
     pages = [target["url"] for target in targets if target["type"] == "page"]
-    return [len(chromium.contexts), [url for url in pages if url != "about:blank"]]
+    return [os.getpid(), len(chromium.contexts), [url for url in pages if url != "about:blank"]]
 
 
 @app.task(bind=True)
