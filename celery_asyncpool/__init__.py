@@ -6,21 +6,40 @@ Select it with ``celery worker -P asyncpool`` or
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .client.waiting import as_completed, gather, get
     from .pool import Pool
+    from .task import AsyncTask, apply_async
 
-__all__ = ["Pool", "__version__"]
+__all__ = [
+    "AsyncTask",
+    "Pool",
+    "__version__",
+    "apply_async",
+    "as_completed",
+    "gather",
+    "get",
+]
 
 __version__ = "0.1.0"
 
+# Every `celery` command imports this package for its entry point, and needs none
+# of these.
+_HOMES = {
+    "AsyncTask": ".task",
+    "Pool": ".pool",
+    "apply_async": ".task",
+    "as_completed": ".client.waiting",
+    "gather": ".client.waiting",
+    "get": ".client.waiting",
+}
+
 
 def __getattr__(name: str) -> Any:
-    # Every `celery` command imports this package for its entry point; only a
-    # worker needs the pool.
-    if name == "Pool":
-        from .pool import Pool
-
-        return Pool
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(home, __name__), name)
