@@ -83,6 +83,9 @@ class RPCListener(Listener):
             # The queue is declared: the consumer is there. Celery's way would
             # wait for a lost broker for ever.
             backend.on_task_call = _is_declared
+            # A GroupResult would start Celery's own consumer on our queue, which
+            # takes every other message and gives it to nobody.
+            backend.add_pending_result = _is_listened_for
 
     def _consume(self) -> None:
         backend = self.backend()
@@ -126,6 +129,11 @@ class RPCListener(Listener):
 
 def _is_declared(producer: Any, task_id: str) -> None:
     """Instead of ``RPCBackend.on_task_call``."""
+
+
+def _is_listened_for(result: Any, **options: Any) -> Any:
+    """Instead of ``RPCBackend.add_pending_result``."""
+    return result
 
 
 _NOBODY: Any = None
