@@ -60,8 +60,7 @@ async def publish(app: Any, call: Callable[[], T]) -> T:
     publication = _Publication(app, call)
     future = await _submit(publication.run)
     try:
-        await _watch(future, publication)
-        return await asyncio.wrap_future(future)
+        return await _watch(future, publication)
     except asyncio.CancelledError:
         if not future.cancel():
             _unfinished.set(future)
@@ -87,13 +86,13 @@ async def _submit(call: Callable[[], T]) -> Future[T]:
     return _threads.submit(functools.partial(copy_context().run, call))
 
 
-async def _watch(future: Future[T], publication: _Publication) -> None:
+async def _watch(future: Future[T], publication: _Publication) -> T:
     """Wait for *future*, but not for a broker that does not answer."""
     waiter = asyncio.wrap_future(future)
     while True:
         done, _ = await asyncio.wait({waiter}, timeout=publication.patience)
-        if done or publication.patience is None or publication.connected:
-            return
+        if done or publication.patience is None:
+            return await waiter
         if time.monotonic() - _threads.last_return < publication.patience:
             continue  # a long queue that moves
         future.cancel()
