@@ -11,35 +11,42 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .client.waiting import as_completed, gather, get
+    from .lifespans import Lifespan, LifespanError, lifespan
     from .pool import Pool
     from .task import AsyncTask, apply_async
 
 __all__ = [
     "AsyncTask",
+    "Lifespan",
+    "LifespanError",
     "Pool",
     "__version__",
     "apply_async",
     "as_completed",
     "gather",
     "get",
+    "lifespan",
 ]
 
 __version__ = "0.1.0"
 
-# Every `celery` command imports this package for its entry point, and needs none
-# of these.
-_HOMES = {
+#: Where each public name is.
+_MODULES = {
     "AsyncTask": ".task",
+    "Lifespan": ".lifespans",
+    "LifespanError": ".lifespans",
     "Pool": ".pool",
     "apply_async": ".task",
     "as_completed": ".client.waiting",
     "gather": ".client.waiting",
     "get": ".client.waiting",
+    "lifespan": ".lifespans",
 }
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
+    # Every `celery` command imports this package for its entry point; only a
+    # worker needs the pool, and only a project the rest.
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(home, __name__), name)
+    return getattr(importlib.import_module(_MODULES[name], __name__), name)

@@ -20,12 +20,13 @@ from .child.main import main
 from .core import protocol
 from .core.job import Callbacks, Job
 from .handover import ChildOptions
+from .lifespans import lifespans_of
 from .parent.adopted import become_subreaper
 from .parent.hub import HubThread
 from .parent.memory import can_tell_memory, resident_memory
 from .parent.process import Spawner, WorkerProcess
 from .parent.shutdown import ColdSignals, Shutdown, is_cold_shutdown
-from .parent.supervisor import Supervisor
+from .parent.supervisor import EXIT_TIMEOUT, Supervisor
 from .redis_close import survive_second_close
 from .request import (
     fail_for_good,
@@ -34,6 +35,7 @@ from .request import (
     use_request,
 )
 from .settings import Settings, check_platform
+from .signals import asyncpool_process_started, warn_of_async_receivers
 from .tasklimits import check_tasks, job_limits
 
 __all__ = ["Pool"]
@@ -92,6 +94,7 @@ class Pool(BasePool):
         survive_second_close()
         use_request(self.app)
         finish_async_errbacks()
+        warn_of_async_receivers()
         _, hostname = self.options["initargs"]
         if not self.forking_enable:
             # Celery's modules bind tasks of a fresh interpreter differently.
@@ -107,8 +110,10 @@ class Pool(BasePool):
                     loop=self.settings.loop,
                     cancel_grace=self.settings.cancel_grace,
                     block_warning=self.settings.block_warning,
+                    lifespan_timeout=self.settings.lifespan_timeout,
+                    is_spawned=not self.forking_enable,
                 ),
-                start_timeout=self.settings.start_timeout,
+                start_timeout=self._start_timeout(),
             ),
             limit=self.limit,
             max_processes=self.settings.max_processes,
@@ -117,6 +122,7 @@ class Pool(BasePool):
             max_crashes=self.settings.max_crashes,
             drain_timeout=self.settings.drain_timeout,
             cancel_grace=self.settings.cancel_grace,
+            exit_timeout=EXIT_TIMEOUT + self.settings.lifespan_timeout,
             on_slot_free=self._slot_is_free,
             on_give_up=_end_worker,
             connection_errors=self.app.connection_for_read().connection_errors,
@@ -131,6 +137,15 @@ class Pool(BasePool):
             self._thread = HubThread(on_crash=lambda exc: _end_worker())
             self._thread.call(self._supervisor.attach, self._thread.hub)
             self._thread.start()
+
+    def _start_timeout(self) -> float:
+        """Seconds after which a process that is not up is killed.
+
+        It limits each lifespan itself; this is for one that blocks the loop.
+        """
+        steps = sum(not lifespan.lazy for lifespan in lifespans_of(self.app))
+        steps += bool(asyncpool_process_started.receivers)
+        return self.settings.start_timeout + steps * self.settings.lifespan_timeout
 
     def did_start_ok(self) -> bool:
         """Whether it is worth to go on; Celery asks once, when it is connected."""

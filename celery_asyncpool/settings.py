@@ -76,6 +76,8 @@ class Settings:
     #: ``asyncpool_blocking_calls``: ``"warn"``, ``"error"`` or ``"allow"`` calls that
     #: block an event loop.
     blocking_calls: str
+    #: ``asyncpool_lifespan_timeout``: seconds for the start and for the end of a lifespan.
+    lifespan_timeout: float
     #: ``asyncpool_max_crashes``: processes that one task may take down before it
     #: fails for good.
     max_crashes: int
@@ -114,6 +116,7 @@ class Settings:
             drain_timeout=_seconds(conf, "asyncpool_drain_timeout", 300.0),
             block_warning=_seconds(conf, "asyncpool_block_warning", 1.0, zero=True),
             blocking_calls=blocking_calls(conf),
+            lifespan_timeout=_seconds(conf, "asyncpool_lifespan_timeout", 30.0),
             max_crashes=_whole_number(conf, "asyncpool_max_crashes", 3),
             max_tasks=_whole_number_or_none("worker_max_tasks_per_child", max_tasks),
             max_memory=_whole_number_or_none("worker_max_memory_per_child", max_memory),

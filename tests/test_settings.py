@@ -23,6 +23,7 @@ SECONDS = {
     "asyncpool_cancel_grace": "cancel_grace",
     "asyncpool_drain_timeout": "drain_timeout",
     "asyncpool_block_warning": "block_warning",
+    "asyncpool_lifespan_timeout": "lifespan_timeout",
     "worker_proc_alive_timeout": "start_timeout",
 }
 
@@ -49,6 +50,7 @@ def test_settings_by_default():
         drain_timeout=300.0,
         block_warning=1.0,
         blocking_calls="warn",
+        lifespan_timeout=30.0,
         max_crashes=3,
         max_tasks=None,
         max_memory=None,
@@ -72,6 +74,7 @@ def test_settings_of_a_configured_app():
         asyncpool_cancel_grace=2,
         asyncpool_drain_timeout=60,
         asyncpool_block_warning=0.25,
+        asyncpool_lifespan_timeout=12,
         asyncpool_max_crashes=5,
         worker_proc_alive_timeout=30,
     )
@@ -94,6 +97,7 @@ def test_settings_of_a_configured_app():
         drain_timeout=60.0,
         block_warning=0.25,
         blocking_calls="warn",
+        lifespan_timeout=12.0,
         max_crashes=5,
         max_tasks=1000,
         max_memory=200_000,

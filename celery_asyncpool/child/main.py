@@ -16,10 +16,12 @@ from celery.utils.log import get_logger
 from ..core.lifecycle import EX_BOOT
 from ..handover import PROCESS_VARIABLE, ChildEnd, ChildOptions
 from ..leftovers import kill_leftovers
+from ..lifespans import LifespanError
 from ..pipe import Pipe
 from . import offload, tasks, trace
 from .inherited import forget_parent
 from .jobcontext import follow_task_stack, job_of_task, remember_tasks
+from .lifespans import ProcessLifespans
 from .orphan import ORPHAN_GRACE, OrphanGuard
 from .runner import Runner
 from .tasks import RunCall
@@ -32,6 +34,9 @@ logger = get_logger(__name__)
 
 #: Seconds that what bodies have left on the loop gets to end.
 LEFTOVER_GRACE = 1.0
+
+#: Seconds that lifespans have to end in a cold shutdown; then the parent kills.
+ABORT_CLOSE_TIMEOUT = 1.0
 
 
 def main(app: Any, end: ChildEnd, options: ChildOptions) -> None:
@@ -60,6 +65,7 @@ def _start(app: Any, end: ChildEnd, options: ChildOptions) -> _Process:
     # Sends worker_process_init, before any loop runs: Django's fixup and others
     # make blocking calls there that Django refuses while one does.
     process_initializer(app, options.hostname)
+    _take_back_sigchld()
     # SIGHUP comes to a stopped process when its parent dies, with a SIGCONT.
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, _leave_it_to_the_parent)
@@ -77,6 +83,26 @@ def _prepare_tasks(app: Any) -> dict[str, RunCall]:
     offload.offload_publishing(app)
     app._backend = offload.OffloadedBackend.of_app(app)
     return {name: tasks.prepare(task) for name, task in app.tasks.items()}
+
+
+def _take_back_sigchld() -> None:
+    """Undo what a receiver of ``worker_process_init`` has done to SIGCHLD, and say so.
+
+    A handler that calls ``waitpid`` takes the exit codes of subprocesses from
+    the loop and from :mod:`subprocess`, and uvloop replaces any handler with
+    its own at the first subprocess; where the signal is ignored, exit codes are lost.
+    """
+    handler = signal.getsignal(signal.SIGCHLD)
+    if handler is signal.SIG_DFL:
+        return
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    logger.warning(
+        "worker process %s: the SIGCHLD handler %r, which was set in worker_process_init, is "
+        "taken back: here the event loop watches over subprocesses, and a handler would take "
+        "their exit codes from it. Use asyncio's subprocesses, whose end can be awaited",
+        os.getpid(),
+        handler,
+    )
 
 
 def _leave_it_to_the_parent(signum: int, frame: FrameType | None) -> None:
@@ -109,6 +135,13 @@ class _Process:
         remember_tasks(self.loop)
         trace.bind_loop(self.loop)
         self.cancel_grace = options.cancel_grace
+        self.lifespan_timeout = options.lifespan_timeout
+        self.lifespans = ProcessLifespans(
+            app,
+            is_copy=options.is_spawned,
+            hostname=options.hostname,
+            timeout=options.lifespan_timeout,
+        )
         self.threads = BodyThreads(options.threads)
         self.runner = Runner(app, runs, self.loop, pipe, self.threads, options.cancel_grace)
         if options.block_warning > 0:
@@ -123,22 +156,38 @@ class _Process:
 
     def run(self) -> int:
         """Run until the parent has no more use for us; return the exit code."""
+        try:
+            self._run_until(self.lifespans.open())
+        except LifespanError as exc:
+            logger.critical("worker process %s: %s", os.getpid(), exc, exc_info=True)
+            return self._end(EX_BOOT)
         if self.runner.watchdog is not None:
             self.runner.watchdog.start()
         self.runner.start()
         self._run_until(self.runner.finished)
-        if self.runner.lost_parent:
-            self._run_until(self._abort(ORPHAN_GRACE))
-            kill_leftovers(os.getpid())
-        elif self.runner.aborting:
-            self._run_until(self._abort(self.cancel_grace))
+        self._run_until(self._end_tasks())
         if self.runner.watchdog is not None:
             self.runner.watchdog.stop()
+        return self._end(0)
+
+    async def _end_tasks(self) -> None:
+        """End what tasks have left, then the lifespans that they may have used."""
+        if self.runner.lost_parent:
+            await self._abort(ORPHAN_GRACE)
+            kill_leftovers(os.getpid())
+            return  # at once: there is no time for more
+        if self.runner.aborting:
+            await self._abort(self.cancel_grace)
+        await self._cancel([task for task in asyncio.all_tasks() if job_of_task(task)])
+        is_hurried = self.runner.aborting
+        await self.lifespans.close(ABORT_CLOSE_TIMEOUT if is_hurried else self.lifespan_timeout)
+
+    def _end(self, exitcode: int) -> int:
         self._run_until(self._close())
         offload.stop_threads()
         trace.bind_loop(None)
         self.loop.close()
-        return 0
+        return exitcode
 
     def _who_blocks(self) -> tuple[int, str]:
         """Name the job that the loop is running; called by the watchdog's thread."""
@@ -173,14 +222,18 @@ class _Process:
             await asyncio.wait(waiting, timeout=grace)
 
     async def _close(self) -> None:
-        """End what bodies have left on the loop, and the threads."""
-        leftover = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in leftover:
-            task.cancel()
-        if leftover:
-            await asyncio.wait(leftover, timeout=LEFTOVER_GRACE)
+        """End what anybody has left on the loop, and the threads."""
+        await self._cancel(
+            [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        )
         await self.loop.shutdown_asyncgens()
         self.threads.shutdown()
+
+    async def _cancel(self, tasks: list[asyncio.Task[Any]]) -> None:
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=LEFTOVER_GRACE)
 
 
 def _new_loop(name: str) -> asyncio.AbstractEventLoop:

@@ -36,7 +36,7 @@ from .adopted import Adopted
 from .memory import resident_memory
 from .process import Spawner, WorkerProcess
 
-__all__ = ["Supervisor"]
+__all__ = ["EXIT_TIMEOUT", "Supervisor"]
 
 logger = get_logger(__name__)
 
@@ -47,8 +47,8 @@ MAINTENANCE_INTERVAL = 1.0
 #: abort has as many more than its bodies have to clean up.
 STOP_TIMEOUT = 2.0
 
-#: Seconds in which a process must be gone that drains and has no job left: the
-#: receivers of ``worker_process_shutdown`` run then.
+#: Seconds in which a process must be gone that drains and has no job left, beside
+#: what its lifespans may take: receivers of ``worker_process_shutdown`` run then.
 EXIT_TIMEOUT = 30.0
 
 #: Seconds that a process may be late in telling that a body's time is over.
@@ -77,6 +77,8 @@ class Supervisor:
         max_crashes: processes that one task may take down before it fails for good.
         drain_timeout: seconds that the neighbours of a body that refuses to end have.
         cancel_grace: seconds that a cancelled body has to end.
+        exit_timeout: seconds in which a process must be gone that drains and has no
+            job left.
         on_slot_free: called once for each job, when its slot is free again.
         on_give_up: called when processes fail to start again and again.
         connection_errors: what Celery's callbacks raise when the broker is lost.
@@ -94,6 +96,7 @@ class Supervisor:
         max_crashes: int,
         drain_timeout: float,
         cancel_grace: float,
+        exit_timeout: float = EXIT_TIMEOUT,
         on_slot_free: Callable[[], Any],
         on_give_up: Callable[[], None],
         connection_errors: tuple[type[BaseException], ...] = (),
@@ -109,6 +112,7 @@ class Supervisor:
         self.crashes = Crashes(max_crashes)
         self.drain_timeout = drain_timeout
         self.cancel_grace = cancel_grace
+        self.exit_timeout = exit_timeout
         self._on_slot_free = on_slot_free
         self._on_give_up = on_give_up
         self._connection_errors = connection_errors
@@ -387,7 +391,7 @@ class Supervisor:
         self._end(job)
         self._kill_if_only_stuck(process)
         if not process.jobs:
-            process.life.must_go(now=self._clock(), timeout=EXIT_TIMEOUT)
+            process.life.must_go(now=self._clock(), timeout=self.exit_timeout)
 
     def _on_started(self, process: WorkerProcess, message: Message) -> None:
         """A body with a hard limit starts; from here on our own clock runs too."""
@@ -513,7 +517,7 @@ class Supervisor:
         self.dispatcher.close_process(process.pid)
         process.life.drain()
         if not process.jobs:
-            process.life.must_go(now=self._clock(), timeout=EXIT_TIMEOUT)
+            process.life.must_go(now=self._clock(), timeout=self.exit_timeout)
         process.pipe.write(protocol.encode(Kind.DRAIN))
         self._flush(process)
 
@@ -794,8 +798,8 @@ class Supervisor:
         """It did not start, drain or go in time. Its exit does the rest."""
         if process.life.state is lifecycle.State.STARTING:
             logger.error(
-                "worker process %s did not start within %ss (worker_proc_alive_timeout); "
-                "killing it",
+                "worker process %s did not start within %gs (worker_proc_alive_timeout, and "
+                "asyncpool_lifespan_timeout for each lifespan); killing it",
                 process.pid,
                 self.spawner.start_timeout,
             )
@@ -803,7 +807,9 @@ class Supervisor:
             if not process.pipe.eof:
                 self._doom(process, "its tasks' time to end is over (asyncpool_drain_timeout)")
         elif process.life.state is lifecycle.State.DRAINING:
-            self._doom(process, f"it has nothing left to do and did not exit in {EXIT_TIMEOUT}s")
+            self._doom(
+                process, f"it has nothing left to do and did not exit in {self.exit_timeout:g}s"
+            )
         process.kill()
 
     def _on_start_failure(self) -> None:

@@ -53,6 +53,12 @@ def test_blocked_loop(start):
         kill(worker)
 
 
+def is_stopped(pid):
+    """Whether all threads of *pid* have stopped: only then does the kernel call it stopped."""
+    stats = Path(f"/proc/{pid}/task").glob("*/stat")
+    return {stat.read_text().rpartition(")")[2].split()[0] for stat in stats} == {"T"}
+
+
 def test_stopped_process(start, tmp_path):
     """A process that was stopped goes too, and its subprocesses."""
     with start("--processes", 1) as worker:
@@ -60,8 +66,7 @@ def test_stopped_process(start, tmp_path):
         worker.client.send("spawn", str(tmp_path / "gate"))
         wait_for(lambda: len(worker.records("sleeper")) == 2, worker.tail)
         os.kill(pid, signal.SIGSTOP)
-        stat = Path(f"/proc/{pid}/stat")
-        wait_for(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "it stops")
+        wait_for(lambda: is_stopped(pid), "it stops")
 
         kill(worker)
 

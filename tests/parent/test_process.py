@@ -13,7 +13,14 @@ from celery import Celery
 from celery_asyncpool.handover import ChildOptions
 from celery_asyncpool.parent.process import Spawner
 
-OPTIONS = ChildOptions("test@host", threads=1, loop="asyncio", cancel_grace=1.0, block_warning=0)
+OPTIONS = ChildOptions(
+    "test@host",
+    threads=1,
+    loop="asyncio",
+    cancel_grace=1.0,
+    block_warning=0,
+    lifespan_timeout=30.0,
+)
 
 
 def wait_for_signal(app, end, options):
