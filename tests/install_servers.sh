@@ -1,12 +1,14 @@
 #!/bin/bash
-# Install the servers that the tests start for themselves, where that is possible:
-# as root on Debian or Ubuntu. Elsewhere say what is missing; its tests are skipped.
+# Install the servers, and the browser, that the tests start for themselves, where that is
+# possible: as root on Debian or Ubuntu. Elsewhere say what is missing; its tests are skipped.
 set -eu
 
 missing=()
 command -v redis-server >/dev/null || missing+=(redis-server)
 { [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || command -v rabbitmq-server >/dev/null; } ||
     missing+=(rabbitmq-server)
+command -v chromium >/dev/null || command -v chromium-browser >/dev/null ||
+    command -v google-chrome >/dev/null || missing+=(chromium)
 [ ${#missing[@]} -gt 0 ] || exit 0
 
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then

@@ -19,6 +19,7 @@ from ..leftovers import kill_leftovers
 from ..lifespans import LifespanError
 from ..pipe import Pipe
 from . import offload, tasks, trace
+from .forks import LEFT_TO_PARENT, allow_forks
 from .inherited import forget_parent
 from .jobcontext import follow_task_stack, job_of_task, remember_tasks
 from .lifespans import ProcessLifespans
@@ -67,8 +68,9 @@ def _start(app: Any, end: ChildEnd, options: ChildOptions) -> _Process:
     process_initializer(app, options.hostname)
     _take_back_sigchld()
     # SIGHUP comes to a stopped process when its parent dies, with a SIGCONT.
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for signum in LEFT_TO_PARENT:
         signal.signal(signum, _leave_it_to_the_parent)
+    allow_forks()
     OrphanGuard(end.sock.fileno()).start()
     # The parent asks with SIGUSR1 where a blocked loop is; answered in C, so
     # also when a call holds the interpreter's lock.
