@@ -96,6 +96,12 @@ async def apply_async(
 
 
 async def _publish(app: Any, call: Callable[[], Any]) -> Any:
+    guard.install(app)
     if app.conf.task_always_eager:
-        return await asyncio.to_thread(call)  # it runs the task, however long that takes
+        return await _call_eagerly(call)
     return await publish(app, call)
+
+
+async def _call_eagerly(call: Callable[[], Any]) -> Any:
+    """It runs the task, however long that takes: in a thread of the loop's own."""
+    return await asyncio.to_thread(call)

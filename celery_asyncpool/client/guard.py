@@ -26,6 +26,7 @@ from celery.result import AsyncResult, EagerResult, ResultSet
 from celery.utils.log import get_logger
 
 from ..settings import blocking_calls
+from .listeners import is_expected
 
 __all__ = ["check_publish", "install", "install_in_pool"]
 
@@ -56,6 +57,8 @@ _is_exempt: Callable[[], bool] | None = None
 
 def install(app: Any) -> None:
     """Watch what *app* publishes, and waiting for its results; once."""
+    if "asyncpool_guarded" in app.__dict__:
+        return
     blocking_calls(app.conf)
     app.__dict__["asyncpool_guarded"] = True
     if not getattr(app.send_task, "is_guarded", False):
@@ -77,18 +80,22 @@ def install_in_pool(app: Any, is_exempt: Callable[[], bool]) -> None:
 
 
 class GuardedSend:
-    """``app.send_task`` that looks where it is called."""
+    """``app.send_task`` that looks where it is called.
+
+    What it calls is looked up at each call: tools replace the method of the class.
+    """
 
     def __init__(self, app: Any, send: Callable[..., Any]) -> None:
         functools.update_wrapper(self, send)
         self.app = app
-        self.send = send
+        self._own = app.__dict__.get("send_task")
         #: Seen also where something else has been put around this.
         self.is_guarded = True
 
     def __call__(self, name: str, *args: Any, **kwargs: Any) -> Any:
         check_publish(self.app, name)
-        return self.send(name, *args, **kwargs)
+        send = self._own or functools.partial(self.app.__class__.send_task, self.app)
+        return send(name, *args, **kwargs)
 
 
 def check_publish(app: Any, name: str) -> None:
@@ -110,7 +117,14 @@ def check_publish(app: Any, name: str) -> None:
 
 
 def _check_wait(result: Any) -> None:
-    if asyncio._get_running_loop() is None or not _would_wait(result):
+    if not _would_wait(result):
+        return
+    if asyncio._get_running_loop() is None:
+        if is_expected(result):
+            raise RuntimeError(
+                f"{_name(result)}: async code has sent this task, and its RPC result comes to "
+                "async code of this process only; use `await get(result)`"
+            )
         return
     if not result.app.__dict__.get("asyncpool_guarded") or (
         _is_exempt is not None and _is_exempt()
@@ -118,16 +132,19 @@ def _check_wait(result: Any) -> None:
         return
     policy = blocking_calls(result.app.conf) if _is_exempt is None else "error"
     site = _Site.find()
-    which = getattr(result, "id", None) or "a set of results"
     end = "for the result"
     if _is_exempt is not None:
         end += " and can never end well, since the tasks of this process wait with it"
     _speak(
         policy,
         site,
-        f"{which}: .{site.function}() blocks the event loop while it waits {end}; "
+        f"{_name(result)}: .{site.function}() blocks the event loop while it waits {end}; "
         "use `await get(result)`",
     )
+
+
+def _name(result: Any) -> str:
+    return getattr(result, "id", None) or "a set of results"
 
 
 def _would_wait(result: Any) -> bool:

@@ -16,9 +16,20 @@ from collections.abc import Iterable
 from typing import Any
 
 from celery import states
+from celery.result import ResultBase
 from celery.utils.log import get_logger
 
-__all__ = ["Listener", "Waiter", "backend_of", "expect_replies", "listener_of"]
+from .results import leaves_of, parents_of
+
+__all__ = [
+    "Listener",
+    "Waiter",
+    "backend_of",
+    "expect_replies",
+    "expect_results",
+    "is_expected",
+    "listener_of",
+]
 
 logger = get_logger(__name__)
 
@@ -234,6 +245,27 @@ def expect_replies(app: Any, timeout: float | None) -> None:
         listener = listener_of(app)
         assert isinstance(listener, RPCListener)
         listener.adopt_thread(timeout)
+
+
+def expect_results(app: Any, result: Any) -> None:
+    """In a publishing thread, after :func:`expect_replies`: *result* is of what was sent."""
+    from celery.backends.rpc import RPCBackend
+
+    from .rpc_results import RPCListener
+
+    if isinstance(unwrapped(app.backend), RPCBackend) and isinstance(result, ResultBase):
+        listener = listener_of(app)
+        assert isinstance(listener, RPCListener)
+        listener.expect(leaf.id for leaf in (*leaves_of(result), *parents_of(result)))
+
+
+def is_expected(result: Any) -> bool:
+    """Whether the value of *result* comes as a message that only async code gets."""
+    from .rpc_results import RPCListener
+
+    with _lock:
+        ours = [one for one in _listeners.values() if isinstance(one, RPCListener)]
+    return any(one.expects(leaf.id) for one in ours for leaf in leaves_of(result))
 
 
 def _identity(backend: Any) -> tuple[type, str]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -32,6 +33,9 @@ T = TypeVar("T")
 #: Celery's default ``broker_pool_limit``: more would only wait for a producer.
 PUBLISH_THREADS = 10
 
+#: Threads for the result backend: a broker that does not answer does not hold these up.
+BACKEND_THREADS = 4
+
 #: Seconds that the threads have beyond the connection timeout to say it themselves.
 MARGIN = 1.0
 
@@ -42,11 +46,13 @@ _unfinished: ContextVar[Future[Any] | None] = ContextVar(
 
 
 def _new_threads() -> None:
-    global _threads
+    global _threads, _backend_threads
     _threads = CallThreads(PUBLISH_THREADS, "asyncpool-publish")
+    _backend_threads = CallThreads(BACKEND_THREADS, "asyncpool-backend")
 
 
 _threads: CallThreads
+_backend_threads: CallThreads
 _new_threads()
 os.register_at_fork(after_in_child=_new_threads)
 
@@ -58,7 +64,7 @@ async def publish(app: Any, call: Callable[[], T]) -> T:
     the broker within ``broker_connection_timeout``.
     """
     publication = _Publication(app, call)
-    future = await _submit(publication.run)
+    future = await _submit(_threads, publication.run)
     try:
         return await _watch(future, publication)
     except asyncio.CancelledError:
@@ -69,7 +75,7 @@ async def publish(app: Any, call: Callable[[], T]) -> T:
 
 async def call_in_thread(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """Call *function*, which may block, in order with what the caller publishes."""
-    future = await _submit(functools.partial(function, *args, **kwargs))
+    future = await _submit(_backend_threads, functools.partial(function, *args, **kwargs))
     try:
         return await asyncio.wrap_future(future)
     except asyncio.CancelledError:
@@ -78,12 +84,12 @@ async def call_in_thread(function: Callable[..., T], *args: Any, **kwargs: Any) 
         raise
 
 
-async def _submit(call: Callable[[], T]) -> Future[T]:
+async def _submit(threads: CallThreads, call: Callable[[], T]) -> Future[T]:
     while (before := _unfinished.get()) is not None:
         if not before.done():
             await asyncio.wait({asyncio.wrap_future(before)})
         _unfinished.set(None)
-    return _threads.submit(functools.partial(copy_context().run, call))
+    return threads.submit(functools.partial(copy_context().run, call))
 
 
 async def _watch(future: Future[T], publication: _Publication) -> T:
@@ -95,13 +101,12 @@ async def _watch(future: Future[T], publication: _Publication) -> T:
             return await waiter
         if time.monotonic() - _threads.last_return < publication.patience:
             continue  # a long queue that moves
+        if not publication.give_up():
+            continue
         future.cancel()
         # Nobody looks at what the thread says in the end.
         waiter.add_done_callback(_retrieve)
-        raise OperationalError(
-            f"the broker {publication.broker} does not answer: no connection within "
-            f"{publication.timeout:g} s (broker_connection_timeout)"
-        )
+        raise publication.no_answer()
 
 
 def _retrieve(future: asyncio.Future[Any]) -> None:
@@ -116,6 +121,8 @@ class _Publication:
         self.app = app
         self.call = call
         self.connected = False
+        self._given_up = False
+        self._lock = threading.Lock()
         self.timeout: float | None = app.conf.broker_connection_timeout or None
 
     @property
@@ -130,8 +137,26 @@ class _Publication:
         """In a thread: connect, within the time that there is, and publish."""
         self._connect()
         listeners.expect_replies(self.app, self.timeout)
-        self.connected = True
-        return self.call()
+        with self._lock:
+            if self._given_up:
+                raise self.no_answer()
+            self.connected = True
+        value = self.call()
+        listeners.expect_results(self.app, value)
+        return value
+
+    def give_up(self) -> bool:
+        """Send nothing, as the caller is about to be told; False: too late for that."""
+        with self._lock:
+            self._given_up = not self.connected
+            return self._given_up
+
+    def no_answer(self) -> OperationalError:
+        """What the caller is told."""
+        return OperationalError(
+            f"the broker {self.broker} does not answer: no connection within "
+            f"{self.timeout:g} s (broker_connection_timeout)"
+        )
 
     def _connect(self) -> None:
         conf = self.app.conf

@@ -26,6 +26,9 @@ logger = get_logger(__name__)
 #: Results that nobody has waited for yet; the oldest are dropped, as Celery drops them.
 BUFFER = 8192
 
+#: Tasks whose results we remember to wait for.
+EXPECTED = 100_000
+
 #: Seconds between attempts to connect again.
 RETRY = 0.5
 
@@ -45,6 +48,8 @@ class RPCListener(Listener):
         self._consuming = threading.Event()
         self._error: BaseException | None = None
         self._buffer: OrderedDict[str, Heard] = OrderedDict()
+        #: Tasks whose results will come here, or are in the buffer.
+        self._expected: OrderedDict[str, None] = OrderedDict()
 
     def adopt_thread(self, timeout: float | None) -> None:
         """Make what the calling thread publishes be answered to our queue.
@@ -56,14 +61,30 @@ class RPCListener(Listener):
             raise OperationalError(f"no connection to the broker for RPC results: {self._error}")
         self._use_queue()
 
+    def expect(self, task_ids: Iterable[str]) -> None:
+        """In a publishing thread: these were sent, with our queue for their results."""
+        self._expected.update(dict.fromkeys(task_ids))
+        while len(self._expected) > EXPECTED:
+            self._expected.popitem(last=False)
+
+    def expects(self, task_id: str) -> bool:
+        """Whether that result comes here, and has not been fetched."""
+        return task_id in self._expected
+
     def add(self, waiter: Waiter, task_ids: Iterable[str]) -> None:
         task_ids = list(task_ids)
         super().add(waiter, task_ids)
+        # After that: what comes meanwhile has been told, and is not expected any more.
+        unknown = [task_id for task_id in task_ids if not self.expects(task_id)]
         self.deliver(self.look(task_ids))
+        self.deliver({task_id: _never_comes(task_id) for task_id in unknown})
 
     def look(self, task_ids: Iterable[str]) -> dict[str, Heard]:
-        found = ((task_id, self._buffer.pop(task_id, None)) for task_id in task_ids)
-        return {task_id: heard for task_id, heard in found if heard is not None}
+        found = {task_id: self._buffer.pop(task_id, None) for task_id in task_ids}
+        heard = {task_id: what for task_id, what in found.items() if what is not None}
+        for task_id in heard:
+            self._expected.pop(task_id, None)
+        return heard
 
     def run(self) -> None:
         self._use_queue()
@@ -115,7 +136,8 @@ class RPCListener(Listener):
         if self.is_waited_for(task_id):
             self.deliver(self.look([task_id]))
         while len(self._buffer) > BUFFER:
-            self._buffer.popitem(last=False)
+            dropped, _ = self._buffer.popitem(last=False)
+            self._expected.pop(dropped, None)
 
     def _on_lost(self, exc: BaseException, failures: int) -> None:
         if self._consuming.is_set():
@@ -134,6 +156,13 @@ def _is_declared(producer: Any, task_id: str) -> None:
 def _is_listened_for(result: Any, **options: Any) -> Any:
     """Instead of ``RPCBackend.add_pending_result``."""
     return result
+
+
+def _never_comes(task_id: str) -> Heard:
+    return RuntimeError(
+        f"the RPC result of {task_id} does not come here: `await get(result)` works once, in the "
+        "process that sent the task, with `adelay` or another of the awaitable functions"
+    )
 
 
 _NOBODY: Any = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from celery import states
@@ -12,6 +12,7 @@ from celery.result import EagerResult, ResultSet
 
 from .listeners import Heard, Listener, Waiter, backend_of, listener_of
 from .publish import call_in_thread
+from .results import is_settled, leaves_of, parents_of
 
 if TYPE_CHECKING:
     from celery.result import AsyncResult
@@ -68,7 +69,7 @@ async def as_completed(
         for leaf in wait.missing:
             owners.setdefault(leaf, []).append(wait)
     deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
-    with _Arrivals(leaf for wait in waits for leaf in _leaves(wait.member)) as arrivals:
+    with _Arrivals(leaf for wait in waits for leaf in leaves_of(wait.member)) as arrivals:
         while arrivals.missing:
             leaf = await _before(deadline, arrivals.next())
             for wait in owners.pop(leaf.id, ()):
@@ -82,7 +83,7 @@ class _Member:
 
     def __init__(self, member: Any) -> None:
         self.member = member
-        self.missing = {leaf.id for leaf in _leaves(member) if not _is_settled(leaf)}
+        self.missing = {leaf.id for leaf in leaves_of(member) if not is_settled(leaf)}
 
 
 class _Arrivals:
@@ -96,7 +97,7 @@ class _Arrivals:
         self._results: dict[str, list[Any]] = {}
         self._listeners: dict[Listener, set[str]] = {}
         for result in results:
-            if _is_settled(result):
+            if is_settled(result):
                 continue
             self._results.setdefault(result.id, []).append(result)
             listener = listener_of(result.app, backend_of(result))
@@ -134,9 +135,9 @@ class _Arrivals:
 async def _wait(results: Iterable[Any], timeout: float | None, propagate: bool) -> None:
     """Wait until the values of all *results* are there, or, to *propagate*, an error."""
     results = list(results)
-    leaves = [leaf for result in results for leaf in _leaves(result)]
-    parents = [leaf for result in results for leaf in _parents(result)] if propagate else []
-    wanted = {leaf.id for leaf in leaves if not _is_settled(leaf)}
+    leaves = [leaf for result in results for leaf in leaves_of(result)]
+    parents = [leaf for result in results for leaf in parents_of(result)] if propagate else []
+    wanted = {leaf.id for leaf in leaves if not is_settled(leaf)}
     if not wanted:
         return
     if propagate:
@@ -145,7 +146,7 @@ async def _wait(results: Iterable[Any], timeout: float | None, propagate: bool) 
     arrivals = _Arrivals([*leaves, *parents])
     if timeout is not None and timeout <= 0:
         await arrivals.look()
-        if not all(map(_is_settled, leaves)):
+        if not all(map(is_settled, leaves)):
             raise _timed_out()
         return
     deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
@@ -159,7 +160,7 @@ async def _wait(results: Iterable[Any], timeout: float | None, propagate: bool) 
 
 def _raise_first(results: Iterable[Any]) -> None:
     for result in results:
-        if _is_settled(result) and not result.ignored:
+        if is_settled(result) and not result.ignored:
             if result.state in states.PROPAGATE_STATES:
                 _value(result, True)
 
@@ -176,28 +177,6 @@ async def _before(deadline: float | None, awaitable: Any) -> Any:
 
 def _timed_out() -> CeleryTimeoutError:
     return CeleryTimeoutError("The operation timed out.")
-
-
-def _leaves(result: Any) -> Iterator[Any]:
-    """The tasks' results in *result*, which may be one itself."""
-    if isinstance(result, ResultSet):
-        for member in result.results or ():
-            yield from _leaves(member)
-    else:
-        yield result
-
-
-def _parents(result: Any) -> Iterator[Any]:
-    """What has to succeed before *result* can be."""
-    node = getattr(result, "parent", None)
-    while node:
-        yield from _leaves(node)
-        node = node.parent
-
-
-def _is_settled(result: Any) -> bool:
-    """Whether reading *result* needs no look into the backend."""
-    return bool(result.ignored or result._cache)
 
 
 def _settle(results: list[Any], heard: Heard) -> Any:
