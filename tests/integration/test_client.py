@@ -6,7 +6,7 @@ import threading
 import pytest
 from celery import chain, chord, group
 from celery.exceptions import TimeoutError as CeleryTimeoutError
-from worker import PATIENCE, Client
+from worker import PATIENCE, Client, wait_for
 
 from celery_asyncpool import AsyncTask, apply_async, as_completed, gather, get
 
@@ -14,12 +14,11 @@ from celery_asyncpool import AsyncTask, apply_async, as_completed, gather, get
 class Tasks:
     """The app of the tests, as its client's process sees it."""
 
-    def __init__(self, transport, backend=None):
+    def __init__(self, transport, worker):
+        self.worker = worker
         self.client = Client(transport, "apps.client")
         self.app = self.client.app
         self.app.Task = AsyncTask
-        if backend is not None:
-            self.app.conf.result_backend = backend
 
     def s(self, name, *args):
         return self.client.s(name, *args)
@@ -30,8 +29,8 @@ def tasks(transport, start_worker):
     """Tasks that a worker runs on each transport; on RabbitMQ with RPC results."""
     if transport.name == "rabbitmq":
         transport.backend = "rpc://"
-    with start_worker(transport, "client", "-c", "200", "--processes", "2"):
-        yield Tasks(transport)
+    with start_worker(transport, "client", "-c", "200", "--processes", "2") as worker:
+        yield Tasks(transport, worker)
 
 
 async def send(tasks, name, *args):
@@ -153,6 +152,52 @@ def test_inside_of_a_task(tasks, name, args, value):
         return await get(await send(tasks, name, *args), timeout=PATIENCE)
 
     assert asyncio.run(main()) == value
+
+
+def test_state(tasks, transport):
+    """`aupdate_state` stores the state that it is given."""
+    if transport.backend == "rpc://":
+        pytest.skip("RPC results are ends only")
+
+    async def main():
+        result = await send(tasks, "tells", 2)
+        await asyncio.to_thread(wait_for, lambda: result.state == "HALF", lambda: result.state)
+        assert result.info == {"done": 50}
+        return await get(result, timeout=PATIENCE)
+
+    assert asyncio.run(main()) == "told"
+
+
+def test_retry_leaves_with_the_body(tasks):
+    """The next attempt does not start before this one has ended."""
+
+    async def main():
+        return await send(tasks, "retries_early")
+
+    result = asyncio.run(main())
+    wait_for(lambda: tasks.worker.count("attempt", result) == 2, tasks.worker.tail)
+    records = [line["what"] for line in tasks.worker.records(id=result.id)]
+    assert records == ["attempt", "end", "attempt"]
+
+
+def test_rpc_results_that_never_come(tasks, transport):
+    """A wait for an RPC result that goes to somebody else is an error at once."""
+    if transport.backend != "rpc://":
+        pytest.skip("only RPC results go to one process, and once")
+
+    async def main():
+        ours = await send(tasks, "add", 1, 2)
+        with pytest.raises(RuntimeError, match=r"use `await get\(result\)`"):
+            await asyncio.to_thread(ours.get)
+        assert await get(ours, timeout=PATIENCE) == 3
+        assert await asyncio.to_thread(ours.get) == 3
+        theirs = await asyncio.to_thread(tasks.s("add", 1, 2).apply_async)
+        with pytest.raises(RuntimeError, match="does not come here"):
+            await get(theirs)
+        with pytest.raises(RuntimeError, match="does not come here"):
+            await get(tasks.app.AsyncResult(ours.id))
+
+    asyncio.run(main())
 
 
 def test_cancelled_wait_leaves_nothing(tasks):

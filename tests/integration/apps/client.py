@@ -7,6 +7,7 @@ from celery import chord, group
 from celery_asyncpool import AsyncTask, apply_async, as_completed, gather, get
 
 from .base import configure, make_app
+from .recording import record
 
 app = make_app("client")
 app.Task = AsyncTask
@@ -62,6 +63,16 @@ async def retries(self):
     if self.request.retries < 2:
         raise await self.aretry(countdown=0)
     return self.request.retries
+
+
+@app.task(bind=True)
+async def retries_early(self):
+    """Asks for its retry, and goes on for a second."""
+    record("attempt", id=self.request.id)
+    if not self.request.retries:
+        await self.aretry(countdown=0, throw=False)
+        await asyncio.sleep(1)
+        record("end", id=self.request.id)
 
 
 @app.task(bind=True)
