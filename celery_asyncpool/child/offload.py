@@ -18,6 +18,7 @@ from celery import canvas
 from celery.backends.base import Backend
 from celery.exceptions import Reject
 
+from ..client import guard
 from .jobcontext import JobContext, current_job
 from .threadpool import ThreadPool
 from .trace import call_in_thread, in_tracer, on_loop_thread
@@ -121,6 +122,11 @@ class OffloadedBackend:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._real!r}>"
 
+    @property
+    def unwrapped(self) -> Any:
+        """The real backend, for who knows that its calls do not block the loop."""
+        return self._real
+
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._real, name)
         if not callable(value) or name in PURE_METHODS or in_tracer() is None:
@@ -161,16 +167,27 @@ def offload_publishing(app: Any) -> None:
     """
     if isinstance(app.send_task, _SendTask):
         return
+    guard.install_in_pool(app, _does_not_block)
     app.send_task = _SendTask(app.send_task)
     for cls in CANVAS:
         cls.apply_async = _offloaded(cls.apply_async)
 
 
+def _does_not_block() -> bool:
+    """Whether the call that is being made on the loop's thread leaves it, or waits."""
+    job = current_job()
+    return in_tracer() is not None or (job is not None and job.defers_publishing)
+
+
+def _defers(job: JobContext | None) -> bool:
+    """Whether ``retry`` is publishing: on the loop, other threads of *job* are others."""
+    return job is not None and job.defers_publishing and on_loop_thread()
+
+
 def _offloaded(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def apply_async(self: Any, *args: Any, **kwargs: Any) -> Any:
-        job = current_job()
-        if job is not None and job.defers_publishing:
+        if _defers(current_job()):
             return method(self, *args, **kwargs)
         return offload(method, self, *args, **kwargs)
 
@@ -186,7 +203,7 @@ class _SendTask:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         job = current_job()
-        if job is not None and job.defers_publishing:
+        if job is not None and _defers(job):
             job.deferred.append((args, kwargs))
             return None  # Task.retry, the only caller that defers, ignores it
         return offload(self.real, *args, **kwargs)
