@@ -20,6 +20,7 @@ from celery.exceptions import Reject
 
 from ..client import guard
 from .jobcontext import JobContext, current_job
+from .softhook import in_hook
 from .threadpool import ThreadPool
 from .trace import call_in_thread, in_tracer, on_loop_thread
 
@@ -224,6 +225,8 @@ class RetryAfterBody:
         job = current_job()
         if job is None or in_tracer() is not None or not on_loop_thread():
             return self.retry(*args, **kwargs)
+        if in_hook():
+            raise RuntimeError("on_soft_limit cannot retry its task, whose body goes on")
         job.defers_publishing = True
         try:
             return self.retry(*args, **kwargs)

@@ -24,6 +24,7 @@ from ..tasktypes import body_attribute, has_async_body
 from .cancel import BodyControl, BodyStopped, StopThread
 from .jobcontext import JobContext, current_job, follow_jobs
 from .offload import OffloadedBackend, RetryAfterBody, publish_deferred
+from .softhook import SoftLimitHook
 from .trace import can_settle, in_tracer, settle
 
 __all__ = ["RunCall", "build_trace", "prepare"]
@@ -112,6 +113,8 @@ def run_body(job: JobContext, task: Any, call: Callable[[], Any]) -> Any:
 
 
 def _run_limited(job: JobContext, task: Any, control: BodyControl, call: Callable[[], Any]) -> Any:
+    if control.clock.limits.soft is not None:
+        control.hook = SoftLimitHook.of(task, control.who)
     try:
         try:
             # Within the `try`: from here on a limit may be raised in this thread.
@@ -136,6 +139,8 @@ def _run_limited(job: JobContext, task: Any, control: BodyControl, call: Callabl
             raise error
         return value
     finally:
+        if control.hook is not None and control.hook.is_running:
+            settle(control.hook.stop(control.clock.grace))
         if control.clock.verdict is Verdict.NONE and not job.aborted:
             publish_deferred(job, task.app)
 
