@@ -189,7 +189,7 @@ class BackendStore:
             raise ImproperlyConfigured(
                 f"checkpoints of {task.name} need a result backend that keeps keys and values, "
                 f"and {there_is}: set result_backend to Redis, files, memcached or another such "
-                "store, or give the task a backend of its own"
+                "store"
             )
         self._task = task
 

@@ -124,8 +124,9 @@ class BodyControl:
                 raise BodyStopped(None)
             self._thread = thread
             self._in_thread = thread is not None
-            # The object itself: a copy would not know what the body puts there.
-            self._context = greenlet.getcurrent().gr_context
+            if self.hook is not None:
+                # The object itself: a copy would not know what the body puts there.
+                self._context = greenlet.getcurrent().gr_context
         if thread is None:
             self._on_start()
         elif self.clock.next_due() is not None:
