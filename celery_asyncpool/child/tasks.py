@@ -161,8 +161,10 @@ def prepare(task: Any) -> RunCall:
     for handler in HANDLERS:
         if getattr(type(task), handler) is not getattr(BaseTask, handler):
             setattr(task, handler, SettledCall(getattr(task, handler)))
-    if task._backend is not None:
-        task.backend = OffloadedBackend.of_task(task._backend)
+    # The option `backend` hides the property of that name, and `_backend` tells nothing.
+    backend = task.backend
+    if backend is not task.app.backend and not isinstance(backend, OffloadedBackend):
+        task.backend = OffloadedBackend.of_task(backend)
     return run
 
 
