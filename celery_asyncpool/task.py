@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from celery import Task
 
+from . import checkpoints
 from .client import guard
 from .client.publish import call_in_thread, publish
+from .softlimits import check_hook
 
 if TYPE_CHECKING:
     from celery.exceptions import Retry
@@ -40,7 +42,9 @@ class AsyncTask(Base[P, R]):
     def bind(cls, app: Any) -> Any:
         """As ``Task.bind``; from now on blocking calls on event loops are named."""
         guard.install(app)
-        return super().bind(app)
+        bound = super().bind(app)
+        check_hook(cls, app.conf.task_soft_time_limit)
+        return bound
 
     async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
         """``delay`` for async code: returns when the broker has the message."""
@@ -78,6 +82,20 @@ class AsyncTask(Base[P, R]):
         over just now does not both fail the task and retry it.
         """
         return self.retry(*args, **kwargs)
+
+    async def acheckpoint(self, state: Any) -> None:
+        """Store *state* in the result backend, for a later run under this task's id.
+
+        Returns when it is stored. It goes when the task ends well, and otherwise
+        expires as results do. Raises ``kombu.exceptions.EncodeError`` for what the
+        result serializer cannot encode, and ``ImproperlyConfigured`` where the result
+        backend is no store of keys and values.
+        """
+        await checkpoints.save(self, state)
+
+    async def alast_checkpoint(self) -> Any:
+        """What :meth:`acheckpoint` has stored last in any run of this task; None: nothing."""
+        return await checkpoints.load(self)
 
 
 async def apply_async(

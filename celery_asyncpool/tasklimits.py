@@ -8,6 +8,7 @@ from celery.utils.log import get_logger
 
 from .core.timelimits import Limits, check_limits
 from .settings import BadSetting
+from .softlimits import check_hook
 from .tasktypes import has_async_body
 
 __all__ = ["check_tasks", "job_limits"]
@@ -35,9 +36,10 @@ def job_limits(soft: Any, hard: Any, default: Limits, who: str) -> Limits:
 def check_tasks(app: Any, default: Limits) -> None:
     """Check the limits of the app's tasks; name those that threads enforce.
 
-    Raises :exc:`~celery_asyncpool.settings.BadSetting` for a task whose limits
-    are nonsense. Limits of plain ``def`` tasks are raised in their threads, and
-    cannot end a call into C: these tasks are listed in one line of the log.
+    Raises :exc:`~celery_asyncpool.settings.BadSetting` for a task whose limits, or
+    whose ``on_soft_limit``, are nonsense. Limits of plain ``def`` tasks are raised
+    in their threads, and cannot end a call into C: these tasks are listed in one
+    line of the log.
     """
     in_threads = []
     for name, task in sorted(app.tasks.items()):
@@ -45,6 +47,7 @@ def check_tasks(app: Any, default: Limits) -> None:
             limits = job_limits(task.soft_time_limit, task.time_limit, default, f"task {name}")
         except ValueError as exc:
             raise BadSetting(str(exc)) from None
+        check_hook(task, default.soft)
         if name.startswith("celery.") or has_async_body(task):
             continue
         if limits.soft is not None or limits.hard is not None:

@@ -38,6 +38,7 @@ PURE = {
 
 #: Modules that know neither parent nor child, nor what is above these.
 SHARED = [
+    "checkpoints",
     "client",
     "cpus",
     "handover",
@@ -48,6 +49,7 @@ SHARED = [
     "request",
     "settings",
     "signals",
+    "softlimits",
     "task",
     "tasklimits",
     "tasktypes",

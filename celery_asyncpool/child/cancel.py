@@ -7,6 +7,9 @@ CancelledError is exchanged for :class:`SoftLimitCancelled`, which is both
 Celery's ``SoftTimeLimitExceeded`` and a ``CancelledError``, and the task is
 uncancelled, so that the body may go on to await with working timeouts.
 
+A task with ``on_soft_limit`` gets no exception at its soft limit: the hook is
+called beside the body (:mod:`.softhook`).
+
 A ``def`` body is ended by an exception that CPython raises in its thread
 (``PyThreadState_SetAsyncExc``): at its next bytecode, so not inside a call
 into C.
@@ -26,13 +29,16 @@ import time
 import traceback
 from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError as TaskBodyCancelled
+from contextvars import Context
 from types import FrameType
 from typing import Any
 
+import greenlet
 from celery.exceptions import Retry, SoftTimeLimitExceeded, TimeLimitExceeded
 from celery.utils.log import get_logger
 
 from ..core.timelimits import Action, BodyClock, BodyState, Limits, Verdict
+from .softhook import SoftLimitHook
 
 __all__ = ["BodyControl", "BodyStopped", "SoftLimitCancelled", "SoftLimitedBody", "StopThread"]
 
@@ -100,6 +106,10 @@ class BodyControl:
         self._thread: int | None = None
         #: Whether the body was called in a thread, wherever it runs now.
         self._in_thread = False
+        #: Called at the soft limit, in the place of an exception in the body.
+        self.hook: SoftLimitHook | None = None
+        #: The context in which the body runs.
+        self._context: Context | None = None
         #: The soft limit is over and the body is still to be told.
         self.soft_is_due = False
         #: Where the body was when it was cancelled.
@@ -114,6 +124,9 @@ class BodyControl:
                 raise BodyStopped(None)
             self._thread = thread
             self._in_thread = thread is not None
+            if self.hook is not None:
+                # The object itself: a copy would not know what the body puts there.
+                self._context = greenlet.getcurrent().gr_context
         if thread is None:
             self._on_start()
         elif self.clock.next_due() is not None:
@@ -130,7 +143,7 @@ class BodyControl:
         coroutine = awaitable if hasattr(awaitable, "throw") else _await(awaitable)
         self._coroutine = coroutine
         body = coroutine
-        if self.clock.limits.soft is not None:
+        if self.clock.limits.soft is not None and self.hook is None:
             body = SoftLimitedBody(coroutine, self)
         if self._thread is None:
             return body
@@ -214,6 +227,8 @@ class BodyControl:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self.hook is not None:
+            self.hook.cancel()
 
     def _on_start(self) -> None:
         if self.clock.limits.hard is not None:
@@ -260,7 +275,10 @@ class BodyControl:
         self._arm()
 
     def _tell_soft_limit(self) -> None:
-        if self._thread is not None:
+        if self.hook is not None:
+            assert self._context is not None
+            self.hook.start(self._loop, self._context)
+        elif self._thread is not None:
             _raise_in_thread(self._thread, SoftTimeLimitExceeded)
         else:
             self.soft_is_due = True

@@ -13,6 +13,7 @@ from typing import Any
 from celery.concurrency.prefork import process_destructor, process_initializer
 from celery.utils.log import get_logger
 
+from .. import checkpoints
 from ..core.lifecycle import EX_BOOT
 from ..handover import PROCESS_VARIABLE, ChildEnd, ChildOptions
 from ..leftovers import kill_leftovers
@@ -83,6 +84,7 @@ def _prepare_tasks(app: Any) -> dict[str, RunCall]:
     follow_task_stack()
     offload.start_threads()
     offload.offload_publishing(app)
+    checkpoints.install_in_pool(offload.offload)
     app._backend = offload.OffloadedBackend.of_app(app)
     return {name: tasks.prepare(task) for name, task in app.tasks.items()}
 

@@ -24,6 +24,7 @@ from celery.exceptions import Reject, Retry
 from ..client import guard
 from ..core.timelimits import Verdict
 from .jobcontext import JobContext, current_job
+from .softhook import in_hook
 from .threadpool import ThreadPool
 from .trace import call_in_thread, can_settle, in_tracer, on_loop_thread
 
@@ -230,6 +231,8 @@ class RetryAfterBody:
         job = current_job()
         if job is None or not (on_loop_thread() or can_settle()):
             return self.retry(*args, **kwargs)  # in a thread that may outlive the body
+        if in_hook():
+            raise RuntimeError("on_soft_limit cannot retry its task, whose body goes on")
         job.retrying_thread = threading.get_ident()
         try:
             return self.retry(*args, **kwargs)

@@ -23,6 +23,7 @@ from ..tasktypes import body_attribute, has_async_body
 from .cancel import BodyControl, BodyStopped, StopThread
 from .jobcontext import JobContext, current_job, follow_jobs
 from .offload import OffloadedBackend, RetryAfterBody, publish_retries
+from .softhook import SoftLimitHook
 from .trace import can_settle, in_tracer, settle
 
 __all__ = ["RunCall", "build_trace", "prepare"]
@@ -55,7 +56,7 @@ class RunCall(SettledCall):
         if job is None or job.in_body or not can_settle():
             # Not the tracer: somebody calls the task directly.
             return self.function(*args, **kwargs)
-        return run_body(job, functools.partial(self._call, job, args, kwargs))
+        return run_body(job, self.task, functools.partial(self._call, job, args, kwargs))
 
     def _call(self, job: JobContext, args: Any, kwargs: Any) -> Any:
         job.in_body = True
@@ -104,7 +105,7 @@ def call_for_tracer(task: Any, function: Callable[..., Any], *args: Any, **kwarg
     return value
 
 
-def run_body(job: JobContext, call: Callable[[], Any]) -> Any:
+def run_body(job: JobContext, task: Any, call: Callable[[], Any]) -> Any:
     """Call the body, await what it gives, and return its value, within its limits.
 
     Raises ``BodyStopped`` where the pool has decided the outcome.
@@ -113,7 +114,7 @@ def run_body(job: JobContext, call: Callable[[], Any]) -> Any:
     if control is None or control.has_started:
         return settle(call())  # an errback that Celery calls in the failed task's job
     try:
-        return _run_limited(job, control, call)
+        return _run_limited(job, task, control, call)
     except StopThread as exc:
         # The second of two limits arrived where the first was being dealt with.
         control.end()
@@ -122,7 +123,9 @@ def run_body(job: JobContext, call: Callable[[], Any]) -> Any:
         raise control.outcome(exc) or exc from exc
 
 
-def _run_limited(job: JobContext, control: BodyControl, call: Callable[[], Any]) -> Any:
+def _run_limited(job: JobContext, task: Any, control: BodyControl, call: Callable[[], Any]) -> Any:
+    if control.clock.limits.soft is not None:
+        control.hook = SoftLimitHook.of(task, control.who)
     try:
         try:
             # Within the `try`: from here on a limit may be raised in this thread.
@@ -146,6 +149,9 @@ def _run_limited(job: JobContext, control: BodyControl, call: Callable[[], Any])
         if error is not None:
             raise error
         return value
+    finally:
+        if control.hook is not None and control.hook.is_running:
+            settle(control.hook.stop(control.clock.grace))
 
 
 def prepare(task: Any) -> RunCall:
@@ -164,8 +170,10 @@ def prepare(task: Any) -> RunCall:
     for handler in HANDLERS:
         if getattr(type(task), handler) is not getattr(BaseTask, handler):
             setattr(task, handler, SettledCall(getattr(task, handler)))
-    if task._backend is not None:
-        task.backend = OffloadedBackend.of_task(task._backend)
+    # The option `backend` hides the property of that name, and `_backend` tells nothing.
+    backend = task.backend
+    if backend is not task.app.backend and not isinstance(backend, OffloadedBackend):
+        task.backend = OffloadedBackend.of_task(backend)
     return run
 
 
@@ -199,7 +207,7 @@ def _outermost_method(method: Callable[..., Any]) -> Callable[..., Any]:
         job = current_job()
         if is_body and job is not None and can_settle():
             call = functools.partial(method, self, *args, **kwargs)
-            return call_for_tracer(self, run_body, job, call)
+            return call_for_tracer(self, run_body, job, self, call)
         return call_for_tracer(self, method, self, *args, **kwargs)
 
     __call__._celery_asyncpool = True  # type: ignore[attr-defined]
