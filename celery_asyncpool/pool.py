@@ -169,6 +169,7 @@ class Pool(BasePool):
         if self._supervisor is not None:
             self._hub = loop
             self._supervisor.attach(loop)
+            self._prefetch.attach(self._consumer)
 
     # Jobs.
 
@@ -350,6 +351,7 @@ class Pool(BasePool):
     def _on_worker_ready(self, sender: Any, **kwargs: Any) -> None:
         """Celery says what its consumer is."""
         self._consumer = sender
+        self._prefetch.attach(sender)
 
     # Statistics.
 

@@ -34,49 +34,56 @@ class Prefetch:
         #: Celery's own record, a new one for each connection.
         self._qos: Any = None
 
+    def attach(self, consumer: Any) -> None:
+        """Celery's *consumer* is connected, perhaps anew.
+
+        To be called before it is told of a message: with its first turn it asks
+        the broker, and messages may come before the answer.
+        """
+        qos = getattr(consumer, "qos", None)
+        if qos is not None and qos is not self._qos:
+            self._qos = qos
+            self._add_to(qos, consumer)
+
     def on_waiting(self, consumer: Any, waiting: int) -> None:
         """So many tasks wait for their caps now; *consumer* is Celery's.
 
-        Tells the broker soon: from the main thread, at its next turn.
+        With a hub the broker is told at its next turn. Transports without one
+        only write down a number, which may happen in any thread, and at once:
+        Celery's own may not have its turn for two seconds.
         """
+        self.attach(consumer)
         beyond = min(waiting, MOST_BEYOND)
-        qos = getattr(consumer, "qos", None)
-        if qos is None or (beyond == self.beyond and qos is self._qos):
+        if beyond == self.beyond:
             return
         self.beyond = beyond
-        if qos is not self._qos:
-            self._qos = qos
-            self._add_to(qos, consumer)
+        if getattr(consumer, "qos", None) is None:
+            return
         if consumer.hub is not None:
-            qos.prev = None  # what Celery's loop compares, to know whether to tell
+            consumer.qos.prev = None  # what Celery's loop compares, to know whether to tell
         else:
-            consumer.call_soon(_tell, qos)
+            consumer.qos.callback(prefetch_count=consumer.qos.value)
 
     def _add_to(self, qos: Any, consumer: Any) -> None:
         qos.callback = functools.partial(self._tell_broker, qos.callback)
-        if consumer.app.conf.get("worker_disable_prefetch"):
-            channel_qos: Any = getattr(consumer.task_consumer.channel, "qos", None)
-            if hasattr(channel_qos, "can_consume"):
-                channel_qos.can_consume = functools.partial(
-                    self._can_consume, consumer, channel_qos
-                )
+        channel_qos: Any = getattr(consumer.task_consumer.channel, "qos", None)
+        if "can_consume" in getattr(channel_qos, "__dict__", ()):
+            channel_qos.can_consume = functools.partial(self._can_consume, consumer, channel_qos)
 
     def _tell_broker(self, tell: Callable[..., Any], prefetch_count: int) -> None:
-        if prefetch_count:  # 0: no bound
-            prefetch_count = min(prefetch_count + self.beyond, MOST)
-        tell(prefetch_count=prefetch_count)
+        if not prefetch_count:  # no bound
+            tell(prefetch_count=0)
+            return
+        told = None
+        while told != self.beyond:  # the answer may have come behind more messages
+            told = self.beyond
+            tell(prefetch_count=min(prefetch_count + told, MOST))
 
     def _can_consume(self, consumer: Any, channel_qos: Any) -> bool:
-        """``worker_disable_prefetch``, for which Celery counts what waits as running."""
+        """In place of Celery's for ``worker_disable_prefetch``, which counts what waits too."""
         limit = getattr(consumer.controller, "max_concurrency", None)
         if len(worker_state.reserved_requests) - self.beyond >= (
             limit or consumer.pool.num_processes
         ):
             return False
         return bool(type(channel_qos).can_consume(channel_qos))
-
-
-def _tell(qos: Any) -> None:
-    """Tell the broker now, whatever it was told before."""
-    qos.prev = None
-    qos.update()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from celery import Celery
 from kombu.common import QoS
 
 from celery_asyncpool.prefetch import MOST_BEYOND, Prefetch
@@ -15,10 +14,9 @@ class Consumer:
     """What Celery's consumer is to us; *told* is what the broker has heard."""
 
     def __init__(self, prefetch: int = 10, *, has_hub: bool = True) -> None:
-        self.app = Celery(set_as_current=False)
+        self.task_consumer = SimpleNamespace(channel=None)
         self.hub = object() if has_hub else None
         self.told: list[int] = []
-        self.pending: list[tuple] = []
         self.reconnect(prefetch)
 
     def reconnect(self, prefetch: int) -> None:
@@ -28,16 +26,10 @@ class Consumer:
     def tell(self, prefetch_count: int) -> None:
         self.told.append(prefetch_count)
 
-    def call_soon(self, function, *args) -> None:
-        self.pending.append((function, args))
-
     def turn(self) -> int:
         """One turn of Celery's loop; what the broker knows then."""
         if self.qos.prev != self.qos.value:
             self.qos.update()
-        while self.pending:
-            function, args = self.pending.pop(0)
-            function(*args)
         return self.told[-1]
 
 
@@ -98,6 +90,49 @@ def test_celery_goes_on_with_its_own_number():
 
     assert raised == 19
     assert consumer.turn() == 14
+
+
+def test_messages_that_come_with_the_answer():
+    """RabbitMQ may deliver before it answers: then it is told again, at once."""
+    consumer, prefetch = Consumer(10), Prefetch()
+    told = []
+
+    def tell(prefetch_count):
+        told.append(prefetch_count)
+        if len(told) < 4:
+            prefetch.on_waiting(consumer, 3 * len(told))
+
+    consumer.qos.callback = tell
+    prefetch.on_waiting(consumer, 1)
+    consumer.turn()
+
+    assert told == [11, 13, 16, 19]
+
+
+@pytest.mark.parametrize("has_hub", [True, False], ids=["hub", "no hub"])
+def test_messages_before_the_consumer_is_known(has_hub):
+    """What has waited before Celery said that it is ready counts."""
+    consumer, prefetch = Consumer(10, has_hub=has_hub), Prefetch()
+    prefetch.on_waiting(None, 4)
+    consumer.reconnect(10)
+    consumer.qos.prev = None  # not told yet
+
+    prefetch.attach(consumer)
+
+    assert consumer.turn() == 14
+
+
+def test_messages_that_come_with_the_first_answer():
+    """On a new connection the broker may deliver while it is asked for the first time."""
+    consumer, prefetch = Consumer(10), Prefetch()
+    consumer.qos = QoS(lambda prefetch_count: (consumer.tell(prefetch_count), deliver()), 6)
+
+    def deliver():
+        prefetch.on_waiting(consumer, 4)
+
+    prefetch.attach(consumer)
+
+    assert consumer.turn() == 10
 
 
 def test_new_connection():
