@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import click
 import pytest
@@ -17,6 +19,8 @@ from celery_asyncpool.settings import (
     check_platform,
     configured_processes,
 )
+
+README = Path(__file__).parents[1] / "README.md"
 
 #: The settings that are seconds, and what they are called when they are read.
 SECONDS = {
@@ -256,6 +260,17 @@ def test_caps_that_are_no_dictionary_of_names(value):
         "celery_asyncpool: asyncpool_limits must be a dictionary of task names or patterns, with "
         f"whole numbers of at least 1, got {value!r}"
     )
+
+
+def test_caps_of_the_readme():
+    """What README shows is a good setting."""
+    [line] = re.findall(r"^app\.conf\.asyncpool_limits = .*$", README.read_text(), re.MULTILINE)
+    app = Celery(set_as_current=False)
+    exec(line, {"app": app})
+
+    caps = Settings.from_conf(app.conf, slots=1).caps
+
+    assert caps == (("proj.scrape", 2), ("proj.pdf.*", 4))
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, None, "many", [2]])
