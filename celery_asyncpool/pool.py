@@ -18,6 +18,7 @@ from celery.worker.request import Request
 
 from .child.main import main
 from .core import protocol
+from .core.caps import Cap, Caps
 from .core.job import Callbacks, Job
 from .handover import ChildOptions
 from .lifespans import lifespans_of
@@ -27,6 +28,7 @@ from .parent.memory import can_tell_memory, resident_memory
 from .parent.process import Spawner, WorkerProcess
 from .parent.shutdown import ColdSignals, Shutdown, is_cold_shutdown
 from .parent.supervisor import EXIT_TIMEOUT, Supervisor
+from .prefetch import Prefetch
 from .redis_close import survive_second_close
 from .request import (
     fail_for_good,
@@ -71,6 +73,9 @@ class Pool(BasePool):
             self.options.get("max_memory_per_child"),
         )
         check_tasks(self.app, self.settings.limits)
+        self._caps = Caps(self.settings.caps)
+        self._warn_of_unused_caps()
+        self._prefetch = Prefetch()
         self._job_ids = itertools.count(1)
         self._supervisor: Supervisor | None = None
         #: Celery's hub, or where its transport has none a thread with ours.
@@ -123,7 +128,9 @@ class Pool(BasePool):
             drain_timeout=self.settings.drain_timeout,
             cancel_grace=self.settings.cancel_grace,
             exit_timeout=EXIT_TIMEOUT + self.settings.lifespan_timeout,
+            caps=self._caps,
             on_slot_free=self._slot_is_free,
+            on_waiting=self._on_waiting,
             on_give_up=_end_worker,
             connection_errors=self.app.connection_for_read().connection_errors,
         )
@@ -137,6 +144,12 @@ class Pool(BasePool):
             self._thread = HubThread(on_crash=lambda exc: _end_worker())
             self._thread.call(self._supervisor.attach, self._thread.hub)
             self._thread.start()
+
+    def _warn_of_unused_caps(self) -> None:
+        for pattern in self._caps.unused(self.app.tasks):
+            logger.warning(
+                "asyncpool_limits: %r is the cap of no task that this worker knows", pattern
+            )
 
     def _start_timeout(self) -> float:
         """Seconds after which a process that is not up is killed.
@@ -156,6 +169,7 @@ class Pool(BasePool):
         if self._supervisor is not None:
             self._hub = loop
             self._supervisor.attach(loop)
+            self._prefetch.attach(self._consumer)
 
     # Jobs.
 
@@ -223,10 +237,14 @@ class Pool(BasePool):
         self._in_hub(self._started.terminate, job, signum)
 
     def _slot_is_free(self) -> None:
-        """A job has ended. After a shrink, a slot may not be there any more."""
+        """A job has ended or waits. After a shrink, a slot may not be there any more."""
         semaphore = self.options.get("semaphore")
-        if semaphore is not None and self._started.unfinished < self.limit:
+        if semaphore is not None and self._started.slots_taken < self.limit:
             semaphore.release()
+
+    def _on_waiting(self, waiting: int) -> None:
+        """So many jobs wait for their caps."""
+        self._prefetch.on_waiting(self._consumer, waiting)
 
     def flush(self) -> None:
         """The broker is lost: drop what no process has, since it will come again.
@@ -240,7 +258,7 @@ class Pool(BasePool):
         self._started.drop_queued()
         semaphore = self.options.get("semaphore")
         if semaphore is not None:
-            semaphore.value = max(semaphore.initial_value - self._started.unfinished, 0)
+            semaphore.value = max(semaphore.initial_value - self._started.slots_taken, 0)
 
     def maintain_pool(self, *args: Any, **kwargs: Any) -> None:
         """Replace processes that are missing, now rather than within a second."""
@@ -256,7 +274,7 @@ class Pool(BasePool):
             # Not `grow(n)`, which adds n and releases n more; and after a shrink
             # some of the new slots may be in use already.
             semaphore.initial_value += 1
-            if self._started.unfinished < semaphore.initial_value:
+            if self._started.slots_taken < semaphore.initial_value:
                 semaphore.release()
 
     def shrink(self, n: int = 1) -> None:
@@ -333,6 +351,7 @@ class Pool(BasePool):
     def _on_worker_ready(self, sender: Any, **kwargs: Any) -> None:
         """Celery says what its consumer is."""
         self._consumer = sender
+        self._prefetch.attach(sender)
 
     # Statistics.
 
@@ -346,6 +365,7 @@ class Pool(BasePool):
                 "max-memory-per-child": self.settings.max_memory or "N/A",
                 "loop": self.settings.loop,
                 "timeouts": [self.settings.limits.soft or 0, self.settings.limits.hard or 0],
+                "limits": {cap.pattern: _cap_info(cap) for cap in self._caps},
                 "worker-processes": {
                     str(process.pid): self._process_info(process) for process in processes
                 },
@@ -385,6 +405,10 @@ class Pool(BasePool):
             self._thread.call(function, *args)
         else:
             function(*args)
+
+
+def _cap_info(cap: Cap) -> dict[str, int]:
+    return {"limit": cap.limit, "running": len(cap.running), "waiting": len(cap.waiting)}
 
 
 def _count(n: int) -> int:

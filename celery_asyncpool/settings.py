@@ -81,6 +81,9 @@ class Settings:
     #: ``asyncpool_max_crashes``: processes that one task may take down before it
     #: fails for good.
     max_crashes: int
+    #: ``asyncpool_limits``: names of tasks, or patterns, and how many of these may
+    #: run at once.
+    caps: tuple[tuple[str, int], ...]
     #: ``worker_max_tasks_per_child``: tasks after which a process is replaced.
     max_tasks: int | None
     #: ``worker_max_memory_per_child``: KiB of resident memory above which it is.
@@ -118,6 +121,7 @@ class Settings:
             blocking_calls=blocking_calls(conf),
             lifespan_timeout=_seconds(conf, "asyncpool_lifespan_timeout", 30.0),
             max_crashes=_whole_number(conf, "asyncpool_max_crashes", 3),
+            caps=_caps(conf),
             max_tasks=_whole_number_or_none("worker_max_tasks_per_child", max_tasks),
             max_memory=_whole_number_or_none("worker_max_memory_per_child", max_memory),
             limits=_limits(soft_time_limit, time_limit),
@@ -187,6 +191,25 @@ def _seconds(conf: Mapping[str, Any], name: str, default: float, *, zero: bool =
         least = "of at least 0" if zero else "above 0"
         raise BadSetting(f"{name} must be a number of seconds {least}, got {value!r}")
     return float(value)
+
+
+def _caps(conf: Mapping[str, Any]) -> tuple[tuple[str, int], ...]:
+    value = conf.get("asyncpool_limits")
+    if value is None:
+        return ()
+    if not isinstance(value, Mapping) or not all(_is_name(key) for key in value):
+        raise BadSetting(
+            "asyncpool_limits must be a dictionary of task names or patterns, with whole numbers "
+            f"of at least 1, got {value!r}"
+        )
+    return tuple(
+        (pattern, _check_whole_number(f"asyncpool_limits[{pattern!r}]", limit))
+        for pattern, limit in value.items()
+    )
+
+
+def _is_name(key: Any) -> bool:
+    return isinstance(key, str) and key.strip() != ""
 
 
 def _limits(soft: Any, hard: Any) -> Limits:

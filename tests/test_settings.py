@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import click
 import pytest
@@ -17,6 +19,8 @@ from celery_asyncpool.settings import (
     check_platform,
     configured_processes,
 )
+
+README = Path(__file__).parents[1] / "README.md"
 
 #: The settings that are seconds, and what they are called when they are read.
 SECONDS = {
@@ -52,6 +56,7 @@ def test_settings_by_default():
         blocking_calls="warn",
         lifespan_timeout=30.0,
         max_crashes=3,
+        caps=(),
         max_tasks=None,
         max_memory=None,
         limits=Limits(None, None),
@@ -76,6 +81,7 @@ def test_settings_of_a_configured_app():
         asyncpool_block_warning=0.25,
         asyncpool_lifespan_timeout=12,
         asyncpool_max_crashes=5,
+        asyncpool_limits={"proj.scrape": 2, "proj.pdf.*": "4"},
         worker_proc_alive_timeout=30,
     )
 
@@ -99,6 +105,7 @@ def test_settings_of_a_configured_app():
         blocking_calls="warn",
         lifespan_timeout=12.0,
         max_crashes=5,
+        caps=(("proj.scrape", 2), ("proj.pdf.*", 4)),
         max_tasks=1000,
         max_memory=200_000,
         limits=Limits(soft=20, hard=30),
@@ -243,6 +250,43 @@ def test_limit_that_is_bad():
     )
 
 
+@pytest.mark.parametrize(
+    "value", [["proj.scrape"], "proj.scrape", 2, True, {1: 2}, {"": 2}, {" ": 2}, {None: 1}]
+)
+def test_caps_that_are_no_dictionary_of_names(value):
+    """The error names the setting, what is allowed, and what it got."""
+    with pytest.raises(BadSetting) as raised:
+        Settings.from_conf({"asyncpool_limits": value}, slots=1)
+
+    assert str(raised.value) == (
+        "celery_asyncpool: asyncpool_limits must be a dictionary of task names or patterns, with "
+        f"whole numbers of at least 1, got {value!r}"
+    )
+
+
+def test_caps_of_the_readme():
+    """What README shows is a good setting."""
+    [line] = re.findall(r"^app\.conf\.asyncpool_limits = .*$", README.read_text(), re.MULTILINE)
+    app = Celery(set_as_current=False)
+    exec(line, {"app": app})
+
+    caps = Settings.from_conf(app.conf, slots=1).caps
+
+    assert caps == (("proj.scrape", 2), ("proj.pdf.*", 4))
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, None, "many", [2]])
+def test_cap_that_is_bad(value):
+    """The error names the task, what is allowed, and what it got."""
+    with pytest.raises(BadSetting) as raised:
+        Settings.from_conf({"asyncpool_limits": {"good": 1, "proj.scrape": value}}, slots=1)
+
+    assert str(raised.value) == (
+        "celery_asyncpool: asyncpool_limits['proj.scrape'] must be a whole number of at least 1, "
+        f"got {value!r}"
+    )
+
+
 @pytest.mark.parametrize("option", ["max_tasks", "max_memory"])
 @pytest.mark.parametrize("value", [-1, 1.5, True, "many"])
 def test_bad_limits_of_a_process(option, value):
@@ -275,6 +319,7 @@ def test_limits_of_which_the_hard_one_comes_first():
         "asyncpool_threads",
         "asyncpool_loop",
         "asyncpool_max_crashes",
+        "asyncpool_limits",
         *SECONDS,
     ],
 )

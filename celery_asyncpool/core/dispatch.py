@@ -3,18 +3,25 @@
 Jobs wait in order of arrival. The next one goes to the process with the fewest
 jobs in flight that has a free slot; a process that drains gets nothing, and one
 whose pipe is full gets nothing until it reads again. A quarantined job (see
-:mod:`.crashes`) waits apart for a process that has no other such job. To assign
-a job costs O(processes), never O(jobs).
+:mod:`.crashes`) waits apart for a process that has no other such job, and one
+whose cap has no place (see :mod:`.caps`) waits apart for that. To assign a job
+costs O(processes), never O(jobs).
 """
 
 from __future__ import annotations
 
+import bisect
+import operator
 from collections import deque
 from collections.abc import Iterator
 
+from .caps import Caps
 from .job import Job
 
 __all__ = ["Dispatcher"]
+
+#: Jobs are numbered in order of arrival.
+_arrival = operator.attrgetter("id")
 
 
 class Dispatcher:
@@ -24,25 +31,31 @@ class Dispatcher:
         slots: jobs that one process may have in flight.
         limit: jobs that all together may have in flight; by default what the
             processes' slots add up to.
+        caps: how many of some tasks may run at once; by default there are none.
     """
 
     __slots__ = (
         "_held",
         "_in_flight",
+        "_let_in",
         "_load",
         "_open",
         "_quarantine",
         "_queue",
         "_suspects",
+        "caps",
         "limit",
         "slots",
     )
 
-    def __init__(self, slots: int, limit: int | None = None) -> None:
+    def __init__(self, slots: int, limit: int | None = None, caps: Caps | None = None) -> None:
         self.slots = slots
         self.limit = limit
+        self.caps = caps if caps is not None else Caps()
         self._in_flight = 0
         self._queue: deque[Job] = deque()
+        #: Jobs that had to wait for their caps and do no longer, in order of arrival.
+        self._let_in: deque[Job] = deque()
         self._load: dict[int, int] = {}
         self._open: set[int] = set()
         #: Processes that would be open, did their pipes have room.
@@ -92,13 +105,28 @@ class Dispatcher:
         self._in_flight -= self._load.pop(pid, 0)
 
     def enqueue(self, job: Job) -> None:
-        """*job* waits behind all others."""
-        (self._quarantine if job.quarantined else self._queue).append(job)
+        """*job* waits behind all others, or apart for its cap, as ``job.waits`` says then."""
+        self.caps.enter(job)
+        if not job.waits:
+            (self._quarantine if job.quarantined else self._queue).append(job)
 
     def requeue(self, jobs: list[Job]) -> None:
         """*jobs* were given back by a process: they wait before all others."""
         for job in reversed(jobs):
             (self._quarantine if job.quarantined else self._queue).appendleft(job)
+
+    def leave(self, job: Job) -> Job | None:
+        """*job* has ended, wherever it was, and leaves its cap.
+
+        Returns the job that has waited for that and waits for a process now,
+        before all that came after it.
+        """
+        successor = self.caps.leave(job)
+        if successor is not None and successor.quarantined:
+            self._quarantine.append(successor)
+        elif successor is not None:
+            bisect.insort(self._let_in, successor, key=_arrival)
+        return successor
 
     def assign(self) -> Iterator[Job]:
         """Give waiting jobs to processes while slots are free; yield each one.
@@ -106,18 +134,18 @@ class Dispatcher:
         The job's ``pid`` says where it goes. Jobs that ended while they waited
         are dropped here, so that ending one costs no search.
         """
-        for queue in (self._quarantine, self._queue):
-            while queue:
+        for quarantined in (True, False):
+            while queue := self._quarantine if quarantined else self._first_in_line():
                 if not queue[0].is_queued:
                     queue.popleft()
                     continue
-                pid = self._least_loaded(queue[0].quarantined)
+                pid = self._least_loaded(quarantined)
                 if pid is None or self._is_full:
                     break
                 job = queue.popleft()
                 self._load[pid] += 1
                 self._in_flight += 1
-                if job.quarantined:
+                if quarantined:
                     self._suspects[pid] = job
                 job.assign(pid)
                 yield job
@@ -133,11 +161,13 @@ class Dispatcher:
             del self._suspects[pid]
 
     def drop_queued(self) -> list[Job]:
-        """Empty the queue; return the jobs that still waited in it."""
-        jobs = [job for job in (*self._quarantine, *self._queue) if job.is_queued]
-        self._quarantine.clear()
-        self._queue.clear()
-        return jobs
+        """Empty the queue; return the jobs that still waited, those for their caps first."""
+        waiting = [job for job in self.caps.drop_waiting() if job.is_queued]
+        lines = (self._quarantine, self._let_in, self._queue)
+        jobs = [job for line in lines for job in line if job.is_queued]
+        for line in lines:
+            line.clear()
+        return waiting + jobs
 
     def load(self, pid: int) -> int:
         """Jobs in flight in process *pid*."""
@@ -149,12 +179,18 @@ class Dispatcher:
 
     @property
     def queued(self) -> int:
-        """Jobs that wait (ended ones that were not dropped yet included)."""
-        return len(self._queue) + len(self._quarantine)
+        """Jobs that wait for a process (ended ones that were not dropped yet included)."""
+        return len(self._queue) + len(self._let_in) + len(self._quarantine)
 
     @property
     def _is_full(self) -> bool:
         return self.limit is not None and self._in_flight >= self.limit
+
+    def _first_in_line(self) -> deque[Job]:
+        """The line whose first job came before that of the other."""
+        if self._let_in and not (self._queue and self._queue[0].id < self._let_in[0].id):
+            return self._let_in
+        return self._queue
 
     def _least_loaded(self, quarantined: bool) -> int | None:
         best, least = None, self.slots

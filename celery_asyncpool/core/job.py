@@ -118,6 +118,7 @@ class Job:
         "terminating",
         "turn",
         "uuid",
+        "waits",
     )
 
     def __init__(
@@ -143,6 +144,8 @@ class Job:
         self.quarantined = False
         #: The hub's turn in which it was submitted: whether it has had to wait.
         self.turn = 0
+        #: It waits for its cap (see :mod:`.caps`), and has no slot of the worker.
+        self.waits = False
         #: The signal number with which somebody has asked for its end.
         self.terminating: int | None = None
 

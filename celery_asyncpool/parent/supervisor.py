@@ -24,6 +24,7 @@ from celery.utils.log import get_logger
 from ..core import job as jobs
 from ..core import lifecycle, protocol
 from ..core.backstops import Backstops
+from ..core.caps import Caps
 from ..core.crashes import Crashes
 from ..core.dispatch import Dispatcher
 from ..core.job import Job
@@ -79,7 +80,12 @@ class Supervisor:
         cancel_grace: seconds that a cancelled body has to end.
         exit_timeout: seconds in which a process must be gone that drains and has no
             job left.
-        on_slot_free: called once for each job, when its slot is free again.
+        caps: how many of some tasks may run at once; by default there are none.
+        on_slot_free: called when a job gives back the slot that it came with: once for
+            each job, when it has ended or begins to wait for its cap, but not when
+            one that has waited goes on with the slot.
+        on_waiting: called with the number of jobs that wait for their caps, when it
+            has changed.
         on_give_up: called when processes fail to start again and again.
         connection_errors: what Celery's callbacks raise when the broker is lost.
         clock: monotonic seconds.
@@ -97,7 +103,9 @@ class Supervisor:
         drain_timeout: float,
         cancel_grace: float,
         exit_timeout: float = EXIT_TIMEOUT,
+        caps: Caps | None = None,
         on_slot_free: Callable[[], Any],
+        on_waiting: Callable[[int], Any] | None = None,
         on_give_up: Callable[[], None],
         connection_errors: tuple[type[BaseException], ...] = (),
         clock: Callable[[], float] = time.monotonic,
@@ -108,12 +116,13 @@ class Supervisor:
         self.max_memory = max_memory
         #: How many processes there should be.
         self.target, slots = spread(limit, max_processes)
-        self.dispatcher = Dispatcher(slots, limit)
+        self.dispatcher = Dispatcher(slots, limit, caps)
         self.crashes = Crashes(max_crashes)
         self.drain_timeout = drain_timeout
         self.cancel_grace = cancel_grace
         self.exit_timeout = exit_timeout
         self._on_slot_free = on_slot_free
+        self._on_waiting = on_waiting if on_waiting is not None else _nothing
         self._on_give_up = on_give_up
         self._connection_errors = connection_errors
         self._clock = clock
@@ -126,6 +135,13 @@ class Supervisor:
         self._not_cleared: dict[int, bool] = {}
         #: Jobs that have not ended, wherever they are; Celery holds them weakly.
         self._jobs: dict[int, Job] = {}
+        #: Slots that jobs have, waiting for a process or in one.
+        self.slots_taken = 0
+        #: Slots that are free again, of which nobody was told yet.
+        self._freed = 0
+        self._is_freeing = False
+        #: Of how many waiting jobs was told.
+        self._told_waiting = 0
         self._backstops = Backstops()
         #: Turns of the hub so far: a job of an earlier one has waited.
         self._turn = 0
@@ -220,6 +236,7 @@ class Supervisor:
         job.turn = self._turn
         job.quarantined = self.crashes.is_quarantined(job.uuid)
         self._jobs[job.id] = job
+        self.slots_taken += 1
         if error is not None:
             self._tell_error(job, error)
             self._discard(job)
@@ -228,13 +245,20 @@ class Supervisor:
             # to somebody else.
             self._discard(job)
         else:
-            self.dispatcher.enqueue(job)
+            self._enqueue(job)
+
+    def _enqueue(self, job: Job) -> None:
+        self.dispatcher.enqueue(job)
+        if job.waits:
+            self._free_slot()
+            self._tell_waiting()
 
     def drop_queued(self) -> int:
         """The broker is lost and will redeliver what no process has; return the count."""
         dropped = self.dispatcher.drop_queued()
         for job in dropped:
             self._discard(job)
+        self._tell_waiting()
         return len(dropped)
 
     def maintain(self) -> None:
@@ -303,6 +327,8 @@ class Supervisor:
         self._on_finished = on_finished
         if self._gave_up:
             self.drop_queued()
+        for job in self.dispatcher.caps.drop_waiting():
+            self._discard(job)  # as what waits for a slot in Celery's consumer
         if self._jobs:
             some = ", ".join(str(job) for job in itertools.islice(self._jobs.values(), 5))
             logger.info("waiting for %d tasks to end: %s ...", len(self._jobs), some)
@@ -575,11 +601,40 @@ class Supervisor:
     def _end(self, job: Job) -> None:
         """The job has ended and its slot is free; the last thing that happens to it.
 
-        Releasing the slot may bring the next job in at once.
+        Its slot goes to the job that has waited for its place in a cap. Else it
+        is free, which may bring the next job in at once.
         """
         self._backstops.clear(job.id)
-        if self._jobs.pop(job.id, None) is not None:
-            self._on_slot_free()
+        if self._jobs.pop(job.id, None) is None:
+            return
+        successor = self.dispatcher.leave(job)
+        if not job.waits and successor is None:
+            self._free_slot()
+        self._tell_waiting()
+
+    def _free_slot(self) -> None:
+        """A slot is free: tell so, but not from within the telling.
+
+        It may bring in one job after the other that has to wait for its cap, and
+        gives the slot back.
+        """
+        self.slots_taken -= 1
+        self._freed += 1
+        if self._is_freeing:
+            return
+        self._is_freeing = True
+        try:
+            while self._freed:
+                self._freed -= 1
+                self._on_slot_free()
+        finally:
+            self._is_freeing = False
+
+    def _tell_waiting(self) -> None:
+        waiting = self.dispatcher.caps.waiting
+        if waiting != self._told_waiting:
+            self._told_waiting = waiting
+            self._on_waiting(waiting)
 
     def _call(self, job: Job, callback: Callable[..., Any], *args: Any) -> Any:
         """Call into Celery; what goes wrong there must not end the hub."""
@@ -863,5 +918,5 @@ def _einfo(error: Exception) -> ExceptionInfo:
         return ExceptionInfo()
 
 
-def _nothing() -> None:
-    """Stands for an end that has been announced."""
+def _nothing(*args: Any) -> None:
+    """Stands for an end that has been announced, and for somebody who listens."""

@@ -8,6 +8,7 @@ parent uses the rooms as ``parent/supervisor.py`` does, the processes answer as
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 
@@ -25,6 +26,7 @@ from hypothesis.stateful import (
 
 from celery_asyncpool.core import job as jobs
 from celery_asyncpool.core import lifecycle
+from celery_asyncpool.core.caps import Caps
 from celery_asyncpool.core.dispatch import Dispatcher
 from celery_asyncpool.core.job import Job
 from celery_asyncpool.core.lifecycle import Exit, Lifecycle
@@ -252,30 +254,43 @@ class FakeProcess:
 class Parent:
     """The rooms, used as ``parent/supervisor.py`` uses them."""
 
-    def __init__(self, world: World, target: int, slots: int, limit: int, room: int) -> None:
+    def __init__(
+        self,
+        world: World,
+        target: int,
+        slots: int,
+        limit: int,
+        room: int,
+        caps: Caps | None = None,
+    ) -> None:
         self.world = world
         self.target = target
         self.room = room
         self.now = 0.0
-        self.dispatcher = Dispatcher(slots, limit)
+        self.dispatcher = Dispatcher(slots, limit, caps)
         self.processes: dict[int, FakeProcess] = {}
         #: Jobs whose slot is not free.
         self.unfinished: dict[int, Job] = {}
         #: How each job ended, as often as it was said to.
         self.ends: dict[int, list[str]] = {}
         self.accepted: list[int] = []
-        #: The order in which jobs must leave the queue, kept without the Dispatcher.
-        self.order: list[int] = []
+        #: The order in which jobs must leave the queue, those of each cap and the
+        #: others, kept without the Dispatcher.
+        self.order: dict[str | None, list[int]] = {None: [], "capped": [], "pattern*": []}
+        #: Slots that jobs have taken and not given back, as Celery counts them.
+        self.slots_taken = 0
         self.exits: list[Exit] = []
         self.finishing = False
 
     def submit(self, job: Job) -> None:
         self.unfinished[job.id] = job
-        self.order.append(job.id)
+        self.order[cap_of(job)].append(job.id)
         self.dispatcher.enqueue(job)
+        self.slots_taken += not job.waits
 
     def drop_queued(self) -> None:
-        self.order.clear()
+        for line in self.order.values():
+            line.clear()
         for job in self.dispatcher.drop_queued():
             self.discard(job)
 
@@ -303,6 +318,8 @@ class Parent:
 
     def end(self, job: Job) -> None:
         del self.unfinished[job.id]
+        successor = self.dispatcher.leave(job)
+        self.slots_taken -= not job.waits and successor is None
 
     def dispatch(self, revoked: set[int]) -> None:
         touched = {}
@@ -321,9 +338,10 @@ class Parent:
             process.pipe.flush()
 
     def check_is_next(self, job: Job) -> None:
-        while self.order[0] in self.ends:
-            self.order.pop(0)
-        assert self.order.pop(0) == job.id
+        line = self.order[cap_of(job)]
+        while line[0] in self.ends:
+            line.pop(0)
+        assert line.pop(0) == job.id
 
     def read(self, process: FakeProcess) -> None:
         if not process.is_watched:
@@ -425,7 +443,8 @@ class Parent:
         process.jobs.clear()
         for job in given_back:
             assert job.give_back()
-        self.order[:0] = [job.id for job in given_back]
+        for job in reversed(given_back):
+            self.order[cap_of(job)].insert(0, job.id)
         self.dispatcher.requeue(given_back)
         self.maintain()
         for job in others:
@@ -460,10 +479,16 @@ class Parent:
             self.processes[pid] = FakeProcess(pid, self.world, self.now, self.room)
 
 
+def cap_of(job: Job) -> str | None:
+    """The cap of *job*, by the names that there are."""
+    return {"capped": "capped", "pattern": "pattern*", "free": None}[job.name.rstrip("12")]
+
+
 some_bytes = st.integers(1, 100)
 room_in_pipe = st.integers(0, 200)
 which = st.integers(0, 5)
-payloads = st.lists(st.integers(0, 30), max_size=5)
+names = st.sampled_from(["capped", "pattern1", "pattern2", "free"])
+payloads = st.lists(st.tuples(names, st.integers(0, 30)), max_size=5)
 #: So that jobs mostly run, and processes mostly live.
 seldom = st.integers(0, 5).map(lambda number: number == 5)
 
@@ -476,10 +501,14 @@ class PoolMachine(RuleBasedStateMachine):
         slots=st.integers(1, 4),
         limit=st.none() | st.integers(1, 8),
         room=st.integers(5, 300),
+        caps=st.tuples(st.integers(1, 3), st.integers(1, 4)),
     )
-    def start(self, count: int, slots: int, limit: int | None, room: int) -> None:
+    def start(
+        self, count: int, slots: int, limit: int | None, room: int, caps: tuple[int, int]
+    ) -> None:
         self.world = World()
-        self.parent = Parent(self.world, count, slots, limit, room)
+        self.caps = Caps(zip(("capped", "pattern*"), caps, strict=True))
+        self.parent = Parent(self.world, count, slots, limit, room, self.caps)
         self.submitted: list[Job] = []
         self.parent.maintain()
 
@@ -494,9 +523,9 @@ class PoolMachine(RuleBasedStateMachine):
     # Jobs.
 
     @rule(sizes=payloads)
-    def jobs_arrive(self, sizes: list[int]) -> None:
-        for size in sizes:
-            job = Job(len(self.submitted) + 1, bytes(range(size)))
+    def jobs_arrive(self, sizes: list[tuple[str, int]]) -> None:
+        for name, size in sizes:
+            job = Job(len(self.submitted) + 1, bytes(range(size)), name=name)
             self.submitted.append(job)
             self.parent.submit(job)
 
@@ -504,7 +533,7 @@ class PoolMachine(RuleBasedStateMachine):
     def jobs_are_dispatched(self, takes: int, revoked: set[int]) -> None:
         for process in self.parent.processes.values():
             process.socket.takes = takes
-        waiting = self.parent.order
+        waiting = sorted(itertools.chain(*self.parent.order.values()))
         self.parent.dispatch({waiting[index] for index in revoked if index < len(waiting)})
 
     @rule(number=which, happens=seldom)
@@ -588,7 +617,7 @@ class PoolMachine(RuleBasedStateMachine):
                 process.end_body(job_id)
 
     @rule(turns=st.integers(1, 8), takes=st.integers(20, 300), sizes=payloads)
-    def bodies_start(self, turns: int, takes: int, sizes: list[int]) -> None:
+    def bodies_start(self, turns: int, takes: int, sizes: list[tuple[str, int]]) -> None:
         """And run on: makes it likely that there is something to end."""
         self.jobs_arrive(sizes)
         for _ in range(turns):
@@ -601,7 +630,9 @@ class PoolMachine(RuleBasedStateMachine):
                 self.parent.read(process)
 
     @rule(turns=st.integers(1, 8), takes=st.integers(20, 300), sizes=payloads)
-    def all_goes_well_for_some_turns(self, turns: int, takes: int, sizes: list[int]) -> None:
+    def all_goes_well_for_some_turns(
+        self, turns: int, takes: int, sizes: list[tuple[str, int]]
+    ) -> None:
         """Makes it likely that jobs run when something happens to their process."""
         for _ in range(turns):
             for process in list(self.parent.processes.values()):
@@ -633,7 +664,7 @@ class PoolMachine(RuleBasedStateMachine):
         fault: str,
         exitcode: int,
         takes: int | None,
-        sizes: list[int],
+        sizes: list[tuple[str, int]],
         is_stuck: bool,
         is_noticed: bool,
     ) -> None:
@@ -704,6 +735,8 @@ class PoolMachine(RuleBasedStateMachine):
     @invariant()
     def every_promise_holds(self) -> None:
         self.no_process_has_more_jobs_than_slots()
+        self.no_cap_is_exceeded()
+        self.who_waits_for_a_cap_has_no_slot()
         self.no_body_starts_twice()
         self.no_job_ends_twice()
         self.a_job_is_in_one_place()
@@ -718,6 +751,24 @@ class PoolMachine(RuleBasedStateMachine):
         assert dispatcher.in_flight() == sum(
             len(process.jobs) for process in self.parent.processes.values()
         )
+
+    def no_cap_is_exceeded(self) -> None:
+        """Not by jobs in processes, nor by bodies; and who waits, waits for one that is full."""
+        unfinished = self.parent.unfinished.values()
+        for cap in self.caps:
+            mine = [job for job in unfinished if cap_of(job) == cap.pattern]
+            assert {job.id for job in mine if not job.waits} == cap.running
+            assert {job.id for job in mine if job.waits} == cap.waiting.keys()
+            assert len(cap.running) == cap.limit if cap.waiting else True
+            assert len(cap.running) <= cap.limit
+            processes = self.parent.processes.values()
+            assert sum(job.id in p.jobs for p in processes for job in mine) <= cap.limit
+
+    def who_waits_for_a_cap_has_no_slot(self) -> None:
+        waiting = [job for job in self.parent.unfinished.values() if job.waits]
+        assert all(job.is_queued for job in waiting)
+        assert self.caps.waiting == len(waiting)
+        assert self.parent.slots_taken == len(self.parent.unfinished) - len(waiting)
 
     def no_body_starts_twice(self) -> None:
         """A body starts only once its ACK has left; its job never starts again."""
@@ -779,6 +830,8 @@ class PoolMachine(RuleBasedStateMachine):
         assert sorted(parent.ends) == [job.id for job in self.submitted]
         assert all(job.has_ended for job in self.submitted)
         assert parent.dispatcher.in_flight() == 0
+        assert parent.slots_taken == 0
+        assert not any(cap.running or cap.waiting for cap in self.caps)
         self.every_promise_holds()
 
     def make_progress(self) -> None:
@@ -816,7 +869,7 @@ def test_pool_without_faults(room):
     """With a kernel that takes a few bytes at a time all jobs run, in order, and end READY."""
     world = World()
     parent = Parent(world, target=2, slots=3, limit=5, room=room)
-    submitted = [Job(number, bytes(number)) for number in range(1, 21)]
+    submitted = [Job(number, bytes(number), name="free") for number in range(1, 21)]
     parent.maintain()
     for job in submitted:
         parent.submit(job)

@@ -137,6 +137,10 @@ def run_worker(request, *args, env=None):
             "asyncpool_threads must be a whole number of at least 1, got 'many'",
         ),
         ("asyncpool_loop='trio'", "asyncpool_loop must be 'uvloop' or 'asyncio', got 'trio'"),
+        (
+            "asyncpool_limits={'proj.scrape': 0}",
+            "asyncpool_limits['proj.scrape'] must be a whole number of at least 1, got 0",
+        ),
     ],
 )
 def test_bad_setting(request, configured, sentence):
