@@ -52,7 +52,7 @@ SHARED = [
 ]
 
 #: What uses all the others.
-ABOVE = {"cli", "demo", "pool"}
+ABOVE = {"cli", "demo", "eager", "pool"}
 
 
 class Import(NamedTuple):

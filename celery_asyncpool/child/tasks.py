@@ -20,15 +20,13 @@ from celery.exceptions import SoftTimeLimitExceeded
 from celery.utils.nodenames import gethostname
 
 from ..core.timelimits import Verdict
-from ..tasktypes import body_attribute, has_async_body
+from ..tasktypes import HANDLERS, body_attribute, has_async_body
 from .cancel import BodyControl, BodyStopped, StopThread
 from .jobcontext import JobContext, current_job, follow_jobs
 from .offload import OffloadedBackend, RetryAfterBody, publish_deferred
 from .trace import can_settle, in_tracer, settle
 
 __all__ = ["RunCall", "build_trace", "prepare"]
-
-HANDLERS = ("before_start", "on_success", "on_failure", "on_retry", "after_return")
 
 
 class SettledCall:
