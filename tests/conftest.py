@@ -10,13 +10,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from .servers import RabbitMQServer, RedisServer, Server
+from .servers import PostgreSQLServer, RabbitMQServer, RedisServer, Server
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by the servers that they use: ``pytest -m "not rabbitmq"``."""
     for item in items:
-        for name in ("redis", "rabbitmq"):
+        for name in ("redis", "rabbitmq", "postgresql"):
             if f"{name}_server" in getattr(item, "fixturenames", ()):
                 item.add_marker(name)
 
@@ -47,6 +47,14 @@ def rabbitmq_server() -> Iterator[RabbitMQServer]:
 def rabbitmq_url(rabbitmq_server: RabbitMQServer) -> str:
     """The URL of the session's RabbitMQ, vhost ``/``; see `RabbitMQServer.add_vhost`."""
     return rabbitmq_server.url
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[PostgreSQLServer]:
+    """The session's PostgreSQL."""
+    require(PostgreSQLServer)
+    with PostgreSQLServer() as server:
+        yield server
 
 
 def require(server: type[Server]) -> None:

@@ -19,6 +19,7 @@ from ..leftovers import kill_leftovers
 from ..lifespans import LifespanError
 from ..pipe import Pipe
 from . import offload, tasks, trace
+from .django_threads import backend_class, django_threads, forget_pools, keep_fixup_off_loop
 from .inherited import forget_parent
 from .jobcontext import follow_task_stack, job_of_task, remember_tasks
 from .lifespans import ProcessLifespans
@@ -56,6 +57,7 @@ def _start(app: Any, end: ChildEnd, options: ChildOptions) -> _Process:
     os.environ[PROCESS_VARIABLE] = str(os.getpid())
     os.setpgid(0, 0)  # a Ctrl-C in the terminal reaches neither us nor our subprocesses
     forget_parent(options.close_fds)
+    forget_pools()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
 
@@ -79,9 +81,10 @@ def _start(app: Any, end: ChildEnd, options: ChildOptions) -> _Process:
 def _prepare_tasks(app: Any) -> dict[str, RunCall]:
     """Make Celery's parts of *app* follow jobs and leave the loop free."""
     follow_task_stack()
+    keep_fixup_off_loop()
     offload.start_threads()
     offload.offload_publishing(app)
-    app._backend = offload.OffloadedBackend.of_app(app)
+    app._backend = backend_class().of_app(app)
     return {name: tasks.prepare(task) for name, task in app.tasks.items()}
 
 
@@ -139,6 +142,7 @@ class _Process:
         self.lifespans = ProcessLifespans(app, options.hostname, options.lifespan_timeout)
         self.threads = BodyThreads(options.threads)
         self.runner = Runner(app, runs, self.loop, pipe, self.threads, options.cancel_grace)
+        self.runner.django = django_threads(options.threads)
         if options.block_warning > 0:
             self.runner.watchdog = Watchdog(
                 self.loop,
@@ -223,6 +227,8 @@ class _Process:
         )
         await self.loop.shutdown_asyncgens()
         self.threads.shutdown()
+        if self.runner.django is not None:
+            self.runner.django.stop()
 
     async def _cancel(self, tasks: list[asyncio.Task[Any]]) -> None:
         for task in tasks:
