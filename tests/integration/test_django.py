@@ -131,7 +131,7 @@ def test_failed_task_leaves_no_connection(start):
 
 def test_connections_of_plain_tasks_are_closed_as_by_prefork(start):
     """Celery's own rule: after each `def` task, its thread's connection is closed."""
-    with start(CONN_MAX_AGE=600) as worker:
+    with start() as worker:
         for _ in range(3):
             [result] = send(worker, "plain")
             assert result.get().startswith("asyncpool-def")
