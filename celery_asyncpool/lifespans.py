@@ -23,7 +23,7 @@ import contextvars
 import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 from celery.utils.log import get_logger
@@ -121,9 +121,10 @@ class _Run(Generic[T]):
         except BaseException as exc:
             if self._value.done() and not self._leave.is_set():
                 logger.error(
-                    "lifespan %s has ended by itself: %r; `await ....restart()` starts it again",
+                    "lifespan %s has ended by itself: %r; `await %s.restart()` starts it again",
                     self._name,
                     exc,
+                    self._name.rpartition(".")[2],
                     exc_info=exc,
                 )
             raise
@@ -184,11 +185,11 @@ class Lifespan(Generic[T]):
         if run is None:
             raise LifespanError(
                 f"lifespan {self.name} has not been started: it is lazy or still to come; "
-                "`await ....start()` starts it and returns its object"
+                f"`await {self._function.__name__}.start()` starts it and returns its object"
             )
         raise LifespanError(
             f"lifespan {self.name} has ended by itself; the reason is in the log. "
-            "`await ....restart()` starts it again"
+            f"`await {self._function.__name__}.restart()` starts it again"
         )
 
     async def start(self) -> T:
@@ -303,59 +304,43 @@ class Lifespan(Generic[T]):
 _lifespans: WeakKeyDictionary[Any, list[Lifespan[Any]]] = WeakKeyDictionary()
 
 
-@overload
-def lifespan(
-    app: Any, *, lazy: bool = False
-) -> Callable[[Callable[[], AsyncIterator[T]]], Lifespan[T]]: ...
-
-
-@overload
-def lifespan(
-    app: Any, function: Callable[[], AsyncIterator[T]], *, lazy: bool = False
-) -> Lifespan[T]: ...
-
-
-def lifespan(
-    app: Any, function: Callable[[], AsyncIterator[T]] | None = None, *, lazy: bool = False
-) -> Any:
-    """Let each process of *app*'s worker set up what *function* yields.
-
-    Use it as a decorator: ``@lifespan(app)`` or ``@lifespan(app, lazy=True)``.
-
-    Arguments:
-        app: the :class:`celery.Celery` app whose tasks share it.
-        function: an async generator function that yields once, as for
-            :func:`contextlib.asynccontextmanager`.
-        lazy: do not start it with the process, but when a task first awaits
-            :meth:`Lifespan.start`.
-
-    Raises ``TypeError`` for any other kind of function.
-    """
-    if function is None:
-        return _Decorator(app, lazy)
-    made: Lifespan[T] = Lifespan(function, lazy=lazy)
-    _lifespans.setdefault(_real(app), []).append(made)
-    return made
-
-
 class _Decorator:
+    """Makes a lifespan of a function, and a lifespan of *app*."""
+
     def __init__(self, app: Any, lazy: bool) -> None:
         self._app = app
         self._lazy = lazy
 
     def __call__(self, function: Callable[[], AsyncIterator[T]]) -> Lifespan[T]:
-        return lifespan(self._app, function, lazy=self._lazy)
+        made: Lifespan[T] = Lifespan(function, lazy=self._lazy)
+        _lifespans.setdefault(_real(self._app), []).append(made)
+        return made
 
 
-def lifespans_of(app: Any) -> list[Lifespan[Any]]:
+def lifespan(app: Any, *, lazy: bool = False) -> _Decorator:
+    """Let each process of *app*'s worker set up what the decorated function yields.
+
+    The function is an async generator function without arguments that yields
+    once, as for :func:`contextlib.asynccontextmanager`; ``TypeError`` is raised
+    for any other. It becomes a :class:`Lifespan`.
+
+    Arguments:
+        app: the :class:`celery.Celery` app whose tasks share it.
+        lazy: do not start it with the process, but when a task first awaits
+            :meth:`Lifespan.start`.
+    """
+    return _Decorator(app, lazy)
+
+
+def lifespans_of(app: Any, *, is_copy: bool = False) -> list[Lifespan[Any]]:
     """Return the lifespans of *app* in the order of their definition.
 
-    A spawned process gets a copy of the app, while the modules that it imports
-    have defined theirs for the app of its name.
+    Where *app* is the copy that a spawned process gets, the modules that it
+    imports have defined theirs for another app, of the same name.
     """
     app = _real(app)
-    found = _lifespans.get(app)
-    if found is None:
+    found = _lifespans.get(app, [])
+    if is_copy and not found:
         found = [
             one for other, all_ in _lifespans.items() if other.main == app.main for one in all_
         ]

@@ -111,6 +111,7 @@ class Pool(BasePool):
                     cancel_grace=self.settings.cancel_grace,
                     block_warning=self.settings.block_warning,
                     lifespan_timeout=self.settings.lifespan_timeout,
+                    is_spawned=not self.forking_enable,
                 ),
                 start_timeout=self._start_timeout(),
             ),

@@ -1,23 +1,35 @@
 """Servers for the tests that ask for one; started once, at the first of them.
 
-A server that is not installed skips its tests, and fails them where ``CI`` is set.
+A server, or a browser, that is not installed skips its tests, and fails them where
+``CI`` is set.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
+from typing import NoReturn
 
 import pytest
 
+from . import chromium as chromium_browser
 from .servers import PostgreSQLServer, RabbitMQServer, RedisServer, Server
+
+#: Marks, and the fixture that each of them tells of.
+USES = {
+    "redis": "redis_server",
+    "rabbitmq": "rabbitmq_server",
+    "postgresql": "postgresql_server",
+    "chromium": "chromium",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by the servers that they use: ``pytest -m "not rabbitmq"``."""
     for item in items:
-        for name in ("redis", "rabbitmq", "postgresql"):
-            if f"{name}_server" in getattr(item, "fixturenames", ()):
+        for name, fixture in USES.items():
+            if fixture in getattr(item, "fixturenames", ()):
                 item.add_marker(name)
 
 
@@ -57,10 +69,31 @@ def postgresql_server() -> Iterator[PostgreSQLServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def chromium() -> dict[str, str]:
+    """The environment in which the tests' apps find a Chromium, for Playwright."""
+    require_module("playwright")
+    path = chromium_browser.find()
+    if path is None:
+        miss("chromium")
+    return chromium_browser.environment(path)
+
+
 def require(server: type[Server]) -> None:
     """Skip the test where *server* is not installed; fail it in CI."""
     if server.find() is None:
-        reason = f"needs {server.program}, which is not installed"
-        if os.environ.get("CI"):
-            pytest.fail(reason, pytrace=False)
-        pytest.skip(reason)
+        miss(server.program)
+
+
+def require_module(name: str) -> None:
+    """Skip the test where the Python module *name* is not installed; fail it in CI."""
+    if importlib.util.find_spec(name) is None:
+        miss(name)
+
+
+def miss(what: str) -> NoReturn:
+    """Skip the test, since *what* is not installed; fail it in CI."""
+    reason = f"needs {what}, which is not installed"
+    if os.environ.get("CI"):
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)

@@ -1,6 +1,6 @@
 #!/bin/bash
-# Install the servers that the tests start for themselves, where that is possible:
-# as root on Debian or Ubuntu. Elsewhere say what is missing; its tests are skipped.
+# Install the servers, and the browser, that the tests start for themselves, where that is
+# possible: as root on Debian or Ubuntu. Elsewhere say what is missing; its tests are skipped.
 set -eu
 
 missing=()
@@ -9,6 +9,8 @@ command -v redis-server >/dev/null || missing+=(redis-server)
     missing+=(rabbitmq-server)
 compgen -G "/usr/lib/postgresql/*/bin/postgres" >/dev/null || command -v postgres >/dev/null ||
     missing+=(postgresql)
+command -v chromium >/dev/null || command -v chromium-browser >/dev/null ||
+    command -v google-chrome >/dev/null || missing+=(chromium)
 [ ${#missing[@]} -gt 0 ] || exit 0
 
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then

@@ -355,7 +355,7 @@ class RaisesOnDelete:
     """Interrupted, in its ``__del__``, by a signal."""
 
     def __del__(self) -> None:
-        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

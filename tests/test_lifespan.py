@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import uuid
 from collections.abc import AsyncIterator
 
 import pytest
@@ -15,7 +16,7 @@ from celery_asyncpool.lifespans import lifespans_of
 
 @pytest.fixture
 def app() -> Celery:
-    return Celery("lifespans", set_as_current=False)
+    return Celery(f"lifespans-{uuid.uuid4().hex}", set_as_current=False)
 
 
 class Resource:
@@ -201,8 +202,10 @@ def test_lifespans_of_an_app(app: Celery) -> None:
     two = lifespan(app, lazy=True)(open_resource)
 
     assert lifespans_of(app) == [one, two]
-    assert lifespans_of(Celery("lifespans", set_as_current=False)) == [one, two]
-    assert lifespans_of(Celery("another", set_as_current=False)) == []
+    copy = Celery(app.main, set_as_current=False)
+    assert lifespans_of(copy, is_copy=True) == [one, two]
+    assert lifespans_of(copy) == []
+    assert lifespans_of(Celery("another", set_as_current=False), is_copy=True) == []
 
 
 def test_proxy_of_an_app(app: Celery) -> None:

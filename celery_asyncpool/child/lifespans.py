@@ -25,15 +25,16 @@ class ProcessLifespans:
 
     Arguments:
         app: the Celery app.
+        is_copy: whether it is not the one that the project's modules know.
         hostname: the worker's node name, for the receivers of signals.
         timeout: seconds for each start and each end.
     """
 
-    def __init__(self, app: Any, hostname: str, timeout: float) -> None:
+    def __init__(self, app: Any, *, is_copy: bool, hostname: str, timeout: float) -> None:
         self._app = app
         self._hostname = hostname
         self._timeout = timeout
-        self._lifespans = lifespans_of(app)
+        self._lifespans = lifespans_of(app, is_copy=is_copy)
 
     async def open(self) -> None:
         """Start all but the lazy ones; raises :exc:`LifespanError`, with nothing left open."""

@@ -20,6 +20,7 @@ from ..lifespans import LifespanError
 from ..pipe import Pipe
 from . import offload, tasks, trace
 from .django_threads import backend_class, django_threads, forget_pools, keep_fixup_off_loop
+from .forks import LEFT_TO_PARENT, allow_forks
 from .inherited import forget_parent
 from .jobcontext import follow_task_stack, job_of_task, remember_tasks
 from .lifespans import ProcessLifespans
@@ -69,8 +70,9 @@ def _start(app: Any, end: ChildEnd, options: ChildOptions) -> _Process:
     process_initializer(app, options.hostname)
     _take_back_sigchld()
     # SIGHUP comes to a stopped process when its parent dies, with a SIGCONT.
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for signum in LEFT_TO_PARENT:
         signal.signal(signum, _leave_it_to_the_parent)
+    allow_forks()
     OrphanGuard(end.sock.fileno()).start()
     # The parent asks with SIGUSR1 where a blocked loop is; answered in C, so
     # also when a call holds the interpreter's lock.
@@ -139,7 +141,12 @@ class _Process:
         trace.bind_loop(self.loop)
         self.cancel_grace = options.cancel_grace
         self.lifespan_timeout = options.lifespan_timeout
-        self.lifespans = ProcessLifespans(app, options.hostname, options.lifespan_timeout)
+        self.lifespans = ProcessLifespans(
+            app,
+            is_copy=options.is_spawned,
+            hostname=options.hostname,
+            timeout=options.lifespan_timeout,
+        )
         self.threads = BodyThreads(options.threads)
         self.runner = Runner(app, runs, self.loop, pipe, self.threads, options.cancel_grace)
         self.runner.django = django_threads(options.threads)

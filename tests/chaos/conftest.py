@@ -7,9 +7,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 
-from transports import make_transport, redis_database, start_worker
+from transports import make_transport, new_transport, redis_database, start_worker
 
-__all__ = ["make_transport", "redis_database", "start_worker", "transport"]
+__all__ = ["make_transport", "new_transport", "redis_database", "start_worker", "transport"]
 
 
 @pytest.fixture(scope="module", params=("redis", "rabbitmq"))

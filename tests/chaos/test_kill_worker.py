@@ -20,12 +20,13 @@ REDIS = (
 )
 
 
-@pytest.fixture
-def start(transport, start_worker):
-    """Start a worker on the queue of this test's transport."""
+@pytest.fixture(params=("redis", "rabbitmq"))
+def start(request, new_transport, start_worker):
+    """Start workers on one queue, of the test's own: a killed one leaves messages."""
+    transport = new_transport(request.param)
+    env = {"CHAOS_CONF": REDIS} if transport.name == "redis" else {}
 
     def start(*args):
-        env = {"CHAOS_CONF": REDIS} if transport.name == "redis" else {}
         return start_worker(transport, "chaos", "-c", 20, "--processes", 2, *args, env=env)
 
     return start
@@ -48,20 +49,25 @@ def test_blocked_loop(start):
     """A process whose loop is blocked goes too, and its neighbours."""
     with start() as worker:
         blocking = worker.client.send("block", 600)
-        wait_for(lambda: worker.records("started", id=blocking.id), worker.tail)
+        worker.wait_started(blocking)
 
         kill(worker)
+
+
+def is_stopped(pid):
+    """Whether all threads of *pid* have stopped: only then does the kernel call it stopped."""
+    stats = Path(f"/proc/{pid}/task").glob("*/stat")
+    return {stat.read_text().rpartition(")")[2].split()[0] for stat in stats} == {"T"}
 
 
 def test_stopped_process(start, tmp_path):
     """A process that was stopped goes too, and its subprocesses."""
     with start("--processes", 1) as worker:
         [pid] = worker.pool_pids()
-        worker.client.send("spawn", str(tmp_path / "gate"))
+        worker.wait_started(worker.client.send("spawn", str(tmp_path / "gate")))
         wait_for(lambda: len(worker.records("sleeper")) == 2, worker.tail)
         os.kill(pid, signal.SIGSTOP)
-        stat = Path(f"/proc/{pid}/stat")
-        wait_for(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "it stops")
+        wait_for(lambda: is_stopped(pid), "it stops")
 
         kill(worker)
 
@@ -73,7 +79,7 @@ def test_in_flight(start, tmp_path):
         tasks = ("hold", "thread_hold", "spawn")
         early = [worker.client.send(task, str(gate)) for task in tasks for _ in range(3)]
         late = [worker.client.send(f"{task}_late", str(gate)) for task in tasks for _ in range(3)]
-        wait_for(lambda: len(worker.records("started")) == 18, worker.tail)
+        worker.wait_started(*early, *late)
         wait_for(lambda: len(worker.records("sleeper")) == 12, worker.tail)
 
         kill(worker)

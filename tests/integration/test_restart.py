@@ -91,6 +91,7 @@ def test_restart_between_the_links_of_a_chain(worker, how, tmp_path):
     second.set_immutable(True)
     result = chain(first, second).apply_async()
     assert result.parent.get(timeout=TIMEOUT)
+    worker.wait_settled(result.parent)
 
     if how == "pool_restart":
         restart_pool(worker)

@@ -75,13 +75,13 @@ def test_children_ignore_sigterm(redis_transport, start_worker, tmp_path):
 def test_nothing_outlives_the_worker(transport, start_worker, tmp_path, how):
     """After a cold shutdown, and after kill -9 of the main process, no subprocess is left."""
     with start_worker(transport, "flight", "-c", 4, "--processes", 2) as worker:
-        worker.client.send("spawn_sleeper", str(tmp_path / "gate"))
+        worker.wait_started(worker.client.send("spawn_sleeper", str(tmp_path / "gate")))
         wait_for(lambda: len(worker.records("sleeper")) == 2, worker.tail)
 
         worker.process.send_signal(signal.SIGQUIT if how == "quit" else signal.SIGKILL)
         worker.wait_exit()
 
-        wait_for(lambda: not worker.family(), worker.family, timeout=20)
+        wait_for(lambda: not worker.family(), worker.family)
 
 
 def test_worker_process_signals(redis_transport, start_worker):

@@ -80,7 +80,7 @@ def test_main_process_is_killed(spawning):
         worker.process.send_signal(signal.SIGKILL)
         worker.wait_exit()
 
-        wait_for(lambda: not worker.family(), worker.family, timeout=20)
+        wait_for(lambda: not worker.family(), worker.family)
 
 
 def test_outcomes_of_tasks(redis_transport, start_worker):

@@ -280,6 +280,20 @@ class Worker:
         wait_for(lambda: all(self.count("started", r) >= times for r in results), self.tail)
         wait_for(known, self.tail)
 
+    def wait_settled(self, *results):
+        """Wait until the worker knows that each of the tasks has ended, and has acked it.
+
+        The task's process stores the result first.
+        """
+
+        def settled():
+            known = {
+                request["id"] for what in ("active", "reserved") for request in self.inspect(what)
+            }
+            return known.isdisjoint(result.id for result in results)
+
+        wait_for(settled, self.tail)
+
     def inspect(self, what):
         """The worker's answer to `celery inspect <what>`."""
 

@@ -71,9 +71,10 @@ async def pid():
     return os.getpid()
 
 
-@app.task
-async def spawn_sleeper(path):
+@app.task(bind=True)
+async def spawn_sleeper(self, path):
     """Start subprocesses, one of them in a session of its own, and wait for *path*."""
+    record("started", id=self.request.id)
     for options in ({}, {"start_new_session": True}):
         process = await asyncio.create_subprocess_exec("sleep", "600", **options)
         record("sleeper", sleeper=process.pid)
