@@ -43,7 +43,18 @@ from .child.jobcontext import (
 )
 from .tasktypes import HANDLERS, body_attribute, has_async_body
 
-__all__ = ["EagerCallError", "apply", "call", "install", "prepare", "uninstall"]
+__all__ = [
+    "CallersLoop",
+    "EagerCallError",
+    "apply",
+    "call",
+    "close_connections",
+    "install",
+    "prepare",
+    "uninstall",
+    "uses_django",
+    "with_awaiter",
+]
 
 
 class EagerCallError(RuntimeError):
@@ -84,12 +95,12 @@ async def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     and where its lifespans live. Returns what *function* returns.
     """
     work = functools.partial(function, *args, **kwargs)
-    if _uses_django():
+    if uses_django():
         from asgiref.sync import sync_to_async
 
-        return await sync_to_async(_with_awaiter)(_DjangoLoop(), work)
-    awaiter = _CallersLoop(asyncio.get_running_loop())
-    thread = _CallThread(functools.partial(_with_awaiter, awaiter, work))
+        return await sync_to_async(with_awaiter)(_DjangoLoop(), work)
+    awaiter = CallersLoop(asyncio.get_running_loop())
+    thread = _CallThread(functools.partial(with_awaiter, awaiter, work))
     done = asyncio.wrap_future(thread.outcome)
     thread.start()
     try:
@@ -181,11 +192,12 @@ def _trace(work: Callable[[], Any]) -> Any:
         outer = _thread.awaiter
         if outer is not None and not outer.is_busy:
             return work()  # a callback or a retry of the eager call that is under way
-        awaiter: _Awaiter = _DjangoLoop() if _uses_django() else _OwnLoop()
-        return _with_awaiter(awaiter, work)
+        awaiter: _Awaiter = _DjangoLoop() if uses_django() else _OwnLoop()
+        return with_awaiter(awaiter, work)
 
 
-def _with_awaiter(awaiter: _Awaiter, work: Callable[[], Any]) -> Any:
+def with_awaiter(awaiter: _Awaiter, work: Callable[[], Any]) -> Any:
+    """Do *work*, which calls a tracer; *awaiter* awaits for it."""
     outer, _thread.awaiter = _thread.awaiter, awaiter
     try:
         return work()
@@ -292,34 +304,48 @@ class _OwnLoop:
             raise _cancelled(exc) from exc
 
 
-class _CallersLoop:
-    """The loop of one who awaits :func:`call`, seen from the thread of that call."""
+class CallersLoop:
+    """A loop that runs in another thread: that of one who awaits :func:`call`."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.is_busy = False
         self._loop = loop
+        self._body: asyncio.Task[Any] | None = None
         self._is_cancelled = False
-        self._body: Future[Any] | None = None
+        self._error: BaseException | None = None
 
     def run(self, awaitable: Awaitable[Any]) -> Any:
-        self._body = asyncio.run_coroutine_threadsafe(_await(awaitable), self._loop)
-        if self._is_cancelled:
-            self._body.cancel()
+        outcome: Future[Any] = Future()
+        self._loop.call_soon_threadsafe(self._start, awaitable, outcome)
         try:
-            return self._body.result()
-        except TaskBodyCancelled as exc:
-            raise _cancelled(exc) from exc
-        finally:
-            self._body = None
+            return outcome.result()
+        except asyncio.CancelledError as exc:
+            raise self._error or _cancelled(exc) from exc
 
     def close(self) -> None:
         pass
 
-    def cancel(self) -> None:
-        """On the loop: nobody waits any more."""
+    def cancel(self, error: BaseException | None = None) -> None:
+        """On the loop: cancel the body; when it has ended, the tracer sees *error*."""
         self._is_cancelled = True
+        self._error = error
         if self._body is not None:
             self._body.cancel()
+
+    def _start(self, awaitable: Awaitable[Any], outcome: Future[Any]) -> None:
+        self._body = self._loop.create_task(_await_all(awaitable, outcome))
+        self._body.add_done_callback(functools.partial(self._finish, awaitable, outcome))
+        if self._is_cancelled:
+            self._body.cancel()
+
+    def _finish(
+        self, awaitable: Awaitable[Any], outcome: Future[Any], body: asyncio.Task[Any]
+    ) -> None:
+        self._body = None
+        if not outcome.done():  # it was cancelled before its first step
+            if inspect.iscoroutine(awaitable):
+                awaitable.close()
+            outcome.set_exception(asyncio.CancelledError())
 
 
 class _DjangoLoop:
@@ -361,8 +387,8 @@ class _CallThread(threading.Thread):
             self.outcome.set_result(value)
         finally:
             del self._work
-            if _uses_django():
-                _close_connections()
+            if uses_django():
+                close_connections()
 
 
 def _in_thread(work: Callable[[], Any]) -> Any:
@@ -386,6 +412,19 @@ async def _await(awaitable: Awaitable[Any]) -> Any:
     return await awaitable
 
 
+async def _await_all(awaitable: Awaitable[Any], outcome: Future[Any]) -> None:
+    """Give all that *awaitable* returns or raises to *outcome*.
+
+    The loop must not see a SystemExit, which would end it.
+    """
+    try:
+        value = await awaitable
+    except BaseException as exc:
+        outcome.set_exception(exc)
+    else:
+        outcome.set_result(value)
+
+
 def _cancelled(exc: BaseException) -> Exception:
     """As in the pool: to the tracer a cancelled body is a failed one."""
     return TaskBodyCancelled(f"the task's body was cancelled: {exc!r}")
@@ -395,11 +434,11 @@ def _short(task: Any) -> str:
     return str(task.name).rpartition(".")[2]
 
 
-def _uses_django() -> bool:
+def uses_django() -> bool:
     return "django.db" in sys.modules
 
 
-def _close_connections() -> None:
+def close_connections() -> None:
     """Close what this thread, which ends, has opened."""
     from django.db import connections
 

@@ -52,7 +52,7 @@ SHARED = [
 ]
 
 #: What uses all the others.
-ABOVE = {"cli", "demo", "eager", "pool", "testing"}
+ABOVE = {"cli", "demo", "eager", "pool", "testing", "testworker"}
 
 
 class Import(NamedTuple):

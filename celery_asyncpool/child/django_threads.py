@@ -142,11 +142,12 @@ class DjangoThreads:
         thread.jobs -= 1
         thread.executor.submit(thread.after_job)
 
-    def stop(self) -> None:
-        """Close all connections; a call that runs is not waited for."""
+    def stop(self, *, wait: bool = False) -> None:
+        """Close all connections; a call that runs is not waited for, unless *wait*."""
         for thread in self._threads:
             thread.executor.submit(_close_all)
-            thread.executor.shutdown(wait=False)
+        for thread in self._threads:
+            thread.executor.shutdown(wait=wait)
 
 
 class JobExecutor(Executor):

@@ -30,7 +30,7 @@ from .tasks import RunCall
 from .threads import BodyThreads
 from .watchdog import Watchdog
 
-__all__ = ["main"]
+__all__ = ["main", "new_loop"]
 
 logger = get_logger(__name__)
 
@@ -135,7 +135,7 @@ class _Process:
         report_fd: int,
         options: ChildOptions,
     ) -> None:
-        self.loop = _new_loop(options.loop)
+        self.loop = new_loop(options.loop)
         asyncio.set_event_loop(self.loop)
         remember_tasks(self.loop)
         trace.bind_loop(self.loop)
@@ -244,7 +244,8 @@ class _Process:
             await asyncio.wait(tasks, timeout=LEFTOVER_GRACE)
 
 
-def _new_loop(name: str) -> asyncio.AbstractEventLoop:
+def new_loop(name: str) -> asyncio.AbstractEventLoop:
+    """A loop of the kind that ``asyncpool_loop`` names."""
     if name == "uvloop":
         import uvloop
 

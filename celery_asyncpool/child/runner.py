@@ -35,7 +35,7 @@ from .threads import BodyThreads
 from .trace import drive
 from .watchdog import Watchdog
 
-__all__ = ["Runner"]
+__all__ = ["Runner", "as_celery_expects"]
 
 logger = get_logger(__name__)
 
@@ -246,7 +246,7 @@ class Runner:
             exc = Terminated("SIGTERM")
         elif clock is not None and clock.verdict is Verdict.HARD_LIMIT:
             exc = TimeLimitExceeded(clock.limits.hard)
-        return self._encode(job.job_id, False, _einfo(_as_celery_expects(exc)))
+        return self._encode(job.job_id, False, _einfo(as_celery_expects(exc)))
 
     def _encode(self, job_id: int, succeeded: bool, value: Any) -> bytes:
         """Return the READY frame, whatever *value* is."""
@@ -324,7 +324,7 @@ def _einfo(exc: BaseException) -> ExceptionInfo:
         return ExceptionInfo()
 
 
-def _as_celery_expects(exc: BaseException) -> BaseException:
+def as_celery_expects(exc: BaseException) -> BaseException:
     """Return the exception that Celery's ``Request.on_failure`` is given for *exc*.
 
     A body that raises SystemExit or KeyboardInterrupt would have ended its
