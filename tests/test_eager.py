@@ -13,7 +13,7 @@ import pytest
 from celery import Celery, Task, chain, chord, current_task, group, signals
 from celery.exceptions import Retry
 
-from celery_asyncpool import eager
+from celery_asyncpool import LifespanError, eager, lifespan
 
 
 @pytest.fixture(autouse=True)
@@ -557,3 +557,109 @@ def test_propagated_retry_is_raised_as_ever(app):
 
     with pytest.raises(Retry):
         flaky.apply(throw=True)
+
+
+def test_lifespan_that_runs_is_used_by_eager_calls(app):
+    """Within `running()`, direct and awaited calls use what it gives, on the loop it lives on."""
+    events = []
+
+    @lifespan(app)
+    async def client():
+        events.append(asyncio.get_running_loop())
+        yield "the client"
+        events.append("closed")
+
+    @app.task
+    async def use():
+        events.append(asyncio.get_running_loop())
+        return client.get(), await client.start()
+
+    async def caller():
+        async with client.running():
+            direct = await use()
+            result = await eager.call(run, use)
+        return direct, result.get(), asyncio.get_running_loop()
+
+    direct, value, loop = asyncio.run(caller())
+
+    assert direct == value == ("the client", "the client")
+    assert events == [loop, loop, loop, "closed"]
+
+
+def test_lifespan_that_does_not_run_here_is_an_error_of_the_task(app):
+    """Without `running()`, and on a loop of the call's own: the result says what to do."""
+
+    @lifespan(app)
+    async def client():
+        yield "the client"
+
+    @app.task
+    async def use():
+        return await client.start()
+
+    async def blocking_caller():
+        async with client.running():
+            return run(use)
+
+    with pytest.raises(LifespanError, match=r"async with .*running\(\)"):
+        run(use).get()
+    with pytest.raises(LifespanError, match="another event loop"):
+        asyncio.run(blocking_caller()).get()
+
+
+def test_eager_subprocess_leaves_nothing(app):
+    """What a body has used of its loop, here a subprocess and its pipes, is closed with it."""
+
+    @app.task
+    async def echo():
+        process = await asyncio.create_subprocess_exec("echo", "hello", stdout=-1)
+        out, _ = await process.communicate()
+        return out.decode().strip()
+
+    async def blocking_caller():
+        return run(echo)
+
+    assert run(echo).get() == "hello"
+    assert asyncio.run(blocking_caller()).get() == "hello"
+    assert asyncio.run(eager.call(run, echo)).get() == "hello"
+
+
+def test_cancelled_call_waits_for_the_cleanup_of_the_body(app):
+    """However many steps that takes; only then the caller goes on."""
+    events, started = [], threading.Event()
+
+    @app.task
+    async def long():
+        started.set()
+        try:
+            await asyncio.sleep(600)
+        finally:
+            await asyncio.sleep(0.05)
+            events.append("cleaned up")
+
+    async def caller():
+        waiting = asyncio.create_task(eager.call(run, long))
+        await asyncio.to_thread(started.wait)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert events == ["cleaned up"]
+
+    asyncio.run(caller())
+
+
+def test_exit_in_a_body_leaves_the_loop_alone(app):
+    """`SystemExit` ends the call, as it would with a `def` body, and not the caller's loop."""
+
+    @app.task
+    async def leave():
+        raise SystemExit(3)
+
+    async def caller():
+        with pytest.raises(SystemExit):
+            await eager.call(run, leave)
+        return await asyncio.sleep(0, "alive")
+
+    assert asyncio.run(caller()) == "alive"
+    with pytest.raises(SystemExit):
+        run(leave)
