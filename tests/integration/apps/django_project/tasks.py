@@ -4,8 +4,9 @@ import asyncio
 import os
 import threading
 
-from asgiref.sync import sync_to_async
+from asgiref.sync import SyncToAsync, sync_to_async
 from celery import shared_task
+from django.db import close_old_connections, connection, transaction
 from django.db.backends.signals import connection_created
 
 from ..recording import record
@@ -30,6 +31,17 @@ def note_connection(sender, connection, **kwargs):
 
 
 connection_created.connect(note_connection, weak=False)
+
+
+class DatabaseSyncToAsync(SyncToAsync):
+    """As Channels' `database_sync_to_async`."""
+
+    def thread_handler(self, loop, *args, **kwargs):
+        close_old_connections()
+        try:
+            return super().thread_handler(loop, *args, **kwargs)
+        finally:
+            close_old_connections()
 
 
 def meet(name):
@@ -71,6 +83,62 @@ async def iterate(names):
         await asyncio.sleep(0.001)
         found.append(thing.name)
     return found
+
+
+@shared_task
+async def crud(name):
+    """The async ORM's calls, one after the other, and beside each other."""
+    thing = await Thing.objects.acreate(name=name)
+    thing.name += "!"
+    await thing.asave()
+    found = await Thing.objects.aget(pk=thing.pk)
+    same, created = await Thing.objects.aget_or_create(name=found.name)
+    names = [row.name async for row in Thing.objects.filter(pk=thing.pk)]
+    counts = await asyncio.gather(*(Thing.objects.filter(pk=thing.pk).acount() for _ in range(3)))
+    is_same = same.pk == thing.pk
+    await thing.adelete()
+    exists = await Thing.objects.filter(name=found.name).aexists()
+    return [found.name, is_same, created, names, counts, exists]
+
+
+@transaction.atomic
+def create_both(names, fail):
+    for name in names:
+        Thing.objects.create(name=name)
+    if fail:
+        raise ValueError("no")
+
+
+@shared_task
+async def create_in_transaction(names, fail):
+    await sync_to_async(create_both)(names, fail)
+    return await Thing.objects.filter(name__in=names).acount()
+
+
+@DatabaseSyncToAsync
+def look(name):
+    return Thing.objects.filter(name=name).exists()
+
+
+@shared_task
+async def call_like_channels(name):
+    """Ends its connections itself, in the middle of the task."""
+    before = await look(name)
+    await Thing.objects.acreate(name=name)
+    return [before, await look(name), await Thing.objects.filter(name=name).acount()]
+
+
+@shared_task
+async def pool_use():
+    """The connections of the pool, and how many of them nobody has."""
+
+    @sync_to_async
+    def stats():
+        connection.close()  # our own goes back, too
+        found = connection.pool.get_stats()
+        return found["pool_max"], found["pool_size"], found["pool_available"]
+
+    return await stats()
 
 
 @shared_task
