@@ -135,7 +135,9 @@ def _in_memory(app: Any) -> Iterator[None]:
     backend, app._backend_cache = app._backend_cache, MemoryBackend(app)
     queues = dict(memory.Channel.queues)
     memory.Channel.queues.clear()
-    app.conf.update(SETTINGS)
+    for key, value in SETTINGS.items():
+        # A namespace's own names would come first.
+        changes.update(dict.fromkeys(app.conf._to_keys(key), value))
     try:
         with mock.patch.dict(os.environ):
             for variable in VARIABLES:
