@@ -5,7 +5,10 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-__all__ = ["body_attribute", "has_async_body"]
+__all__ = ["HANDLERS", "body_attribute", "has_async_body"]
+
+#: The methods of a task that a tracer calls beside its body.
+HANDLERS = ("before_start", "on_success", "on_failure", "on_retry", "after_return")
 
 
 def body_attribute(task: Any) -> str:

@@ -14,10 +14,15 @@ from typing import NoReturn
 import pytest
 
 from . import chromium as chromium_browser
-from .servers import RabbitMQServer, RedisServer, Server
+from .servers import PostgreSQLServer, RabbitMQServer, RedisServer, Server
 
 #: Marks, and the fixture that each of them tells of.
-USES = {"redis": "redis_server", "rabbitmq": "rabbitmq_server", "chromium": "chromium"}
+USES = {
+    "redis": "redis_server",
+    "rabbitmq": "rabbitmq_server",
+    "postgresql": "postgresql_server",
+    "chromium": "chromium",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -54,6 +59,14 @@ def rabbitmq_server() -> Iterator[RabbitMQServer]:
 def rabbitmq_url(rabbitmq_server: RabbitMQServer) -> str:
     """The URL of the session's RabbitMQ, vhost ``/``; see `RabbitMQServer.add_vhost`."""
     return rabbitmq_server.url
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[PostgreSQLServer]:
+    """The session's PostgreSQL."""
+    require(PostgreSQLServer)
+    with PostgreSQLServer() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -58,7 +58,7 @@ SHARED = [
 ]
 
 #: What uses all the others.
-ABOVE = {"cli", "demo", "pool"}
+ABOVE = {"cli", "demo", "eager", "pool", "testing", "testworker"}
 
 
 class Import(NamedTuple):

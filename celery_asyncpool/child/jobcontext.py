@@ -9,7 +9,8 @@ that the body starts, and ``asyncio.to_thread``.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from contextvars import Context, ContextVar
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -26,6 +27,7 @@ __all__ = [
     "enter_job",
     "follow_jobs",
     "follow_task_stack",
+    "job_entered",
     "job_of_task",
     "remember_tasks",
 ]
@@ -77,6 +79,16 @@ def current_job() -> JobContext | None:
 def enter_job(job: JobContext) -> None:
     """The current context belongs to *job* from here on."""
     _current_job.set(job)
+
+
+@contextmanager
+def job_entered(job: JobContext) -> Iterator[None]:
+    """The current context belongs to *job* within the block."""
+    token = _current_job.set(job)
+    try:
+        yield
+    finally:
+        _current_job.reset(token)
 
 
 #: The jobs of asyncio tasks, where Python does not tell a task's context (3.11).

@@ -20,6 +20,7 @@ from ..leftovers import kill_leftovers
 from ..lifespans import LifespanError
 from ..pipe import Pipe
 from . import offload, tasks, trace
+from .django_threads import backend_class, django_threads, forget_pools, keep_fixup_off_loop
 from .forks import LEFT_TO_PARENT, allow_forks
 from .inherited import forget_parent
 from .jobcontext import follow_task_stack, job_of_task, remember_tasks
@@ -30,7 +31,7 @@ from .tasks import RunCall
 from .threads import BodyThreads
 from .watchdog import Watchdog
 
-__all__ = ["main"]
+__all__ = ["main", "new_loop"]
 
 logger = get_logger(__name__)
 
@@ -58,6 +59,7 @@ def _start(app: Any, end: ChildEnd, options: ChildOptions) -> _Process:
     os.environ[PROCESS_VARIABLE] = str(os.getpid())
     os.setpgid(0, 0)  # a Ctrl-C in the terminal reaches neither us nor our subprocesses
     forget_parent(options.close_fds)
+    forget_pools()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
 
@@ -82,10 +84,11 @@ def _start(app: Any, end: ChildEnd, options: ChildOptions) -> _Process:
 def _prepare_tasks(app: Any) -> dict[str, RunCall]:
     """Make Celery's parts of *app* follow jobs and leave the loop free."""
     follow_task_stack()
+    keep_fixup_off_loop()
     offload.start_threads()
     offload.offload_publishing(app)
     checkpoints.install_in_pool(offload.offload)
-    app._backend = offload.OffloadedBackend.of_app(app)
+    app._backend = backend_class().of_app(app)
     return {name: tasks.prepare(task) for name, task in app.tasks.items()}
 
 
@@ -134,7 +137,7 @@ class _Process:
         report_fd: int,
         options: ChildOptions,
     ) -> None:
-        self.loop = _new_loop(options.loop)
+        self.loop = new_loop(options.loop)
         asyncio.set_event_loop(self.loop)
         remember_tasks(self.loop)
         trace.bind_loop(self.loop)
@@ -148,6 +151,7 @@ class _Process:
         )
         self.threads = BodyThreads(options.threads)
         self.runner = Runner(app, runs, self.loop, pipe, self.threads, options.cancel_grace)
+        self.runner.django = django_threads(options.threads)
         if options.block_warning > 0:
             self.runner.watchdog = Watchdog(
                 self.loop,
@@ -232,6 +236,8 @@ class _Process:
         )
         await self.loop.shutdown_asyncgens()
         self.threads.shutdown()
+        if self.runner.django is not None:
+            self.runner.django.stop()
 
     async def _cancel(self, tasks: list[asyncio.Task[Any]]) -> None:
         for task in tasks:
@@ -240,7 +246,8 @@ class _Process:
             await asyncio.wait(tasks, timeout=LEFTOVER_GRACE)
 
 
-def _new_loop(name: str) -> asyncio.AbstractEventLoop:
+def new_loop(name: str) -> asyncio.AbstractEventLoop:
+    """A loop of the kind that ``asyncpool_loop`` names."""
     if name == "uvloop":
         import uvloop
 

@@ -28,13 +28,14 @@ from ..core.timelimits import Limits, Verdict
 from ..pipe import Pipe
 from . import tasks
 from .cancel import BodyControl, BodyStopped
+from .django_threads import DjangoThreads
 from .jobcontext import JobContext, enter_job
 from .tasks import RunCall
 from .threads import BodyThreads
 from .trace import drive
 from .watchdog import Watchdog
 
-__all__ = ["Runner"]
+__all__ = ["Runner", "as_celery_expects"]
 
 logger = get_logger(__name__)
 
@@ -68,6 +69,8 @@ class Runner:
         self.grace = grace
         #: Told when there is something to watch; see :mod:`.watchdog`.
         self.watchdog: Watchdog | None = None
+        #: Where jobs use Django's ORM; see :mod:`.django_threads`.
+        self.django: DjangoThreads | None = None
         self._running: dict[int, tuple[JobContext, asyncio.Task[None]]] = {}
         #: Accepted jobs and how many bytes must have left before each may start.
         self._accepting: deque[tuple[int, JobContext, bytes]] = deque()
@@ -171,6 +174,7 @@ class Runner:
 
     async def _run(self, job: JobContext, payload: bytes) -> None:
         enter_job(job)
+        orm = self.django.enter() if self.django is not None else None
         try:
             target, args, kwargs, soft, hard = protocol.loads(payload)
             control = self._control(job, args, Limits(soft, hard))
@@ -183,6 +187,8 @@ class Runner:
             # Whatever a job raises is its own end: SystemExit must not end the
             # loop, and a cancelled job must still tell that its slot is free.
             ready = self._encode_error(job, exc)
+        if orm is not None:
+            orm.leave()
         if job.control is not None:
             job.control.close()
         del self._running[job.job_id]
@@ -240,7 +246,7 @@ class Runner:
             exc = Terminated("SIGTERM")
         elif clock is not None and clock.verdict is Verdict.HARD_LIMIT:
             exc = TimeLimitExceeded(clock.limits.hard)
-        return self._encode(job.job_id, False, _einfo(_as_celery_expects(exc)))
+        return self._encode(job.job_id, False, _einfo(as_celery_expects(exc)))
 
     def _encode(self, job_id: int, succeeded: bool, value: Any) -> bytes:
         """Return the READY frame, whatever *value* is."""
@@ -318,7 +324,7 @@ def _einfo(exc: BaseException) -> ExceptionInfo:
         return ExceptionInfo()
 
 
-def _as_celery_expects(exc: BaseException) -> BaseException:
+def as_celery_expects(exc: BaseException) -> BaseException:
     """Return the exception that Celery's ``Request.on_failure`` is given for *exc*.
 
     A body that raises SystemExit or KeyboardInterrupt would have ended its

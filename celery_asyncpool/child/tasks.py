@@ -19,7 +19,7 @@ from celery.app.task import Task as BaseTask
 from celery.exceptions import SoftTimeLimitExceeded
 from celery.utils.nodenames import gethostname
 
-from ..tasktypes import body_attribute, has_async_body
+from ..tasktypes import HANDLERS, body_attribute, has_async_body
 from .cancel import BodyControl, BodyStopped, StopThread
 from .jobcontext import JobContext, current_job, follow_jobs
 from .offload import OffloadedBackend, RetryAfterBody, publish_retries
@@ -27,8 +27,6 @@ from .softhook import SoftLimitHook
 from .trace import can_settle, in_tracer, settle
 
 __all__ = ["RunCall", "build_trace", "prepare"]
-
-HANDLERS = ("before_start", "on_success", "on_failure", "on_retry", "after_return")
 
 
 class SettledCall:
