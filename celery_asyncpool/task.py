@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from celery import Task
 
-from . import checkpoints
+from . import checkpoints, eager
 from .client import guard
 from .client.publish import call_in_thread, publish
 from .softlimits import check_hook
@@ -45,6 +44,10 @@ class AsyncTask(Base[P, R]):
         bound = super().bind(app)
         check_hook(cls, app.conf.task_soft_time_limit)
         return bound
+
+    def apply(self, *args: Any, **kwargs: Any) -> Any:
+        """As ``Task.apply``, for ``async def`` bodies too; see :func:`.eager.apply`."""
+        return eager.apply(self, super().apply, *args, **kwargs)
 
     async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
         """``delay`` for async code: returns when the broker has the message."""
@@ -116,10 +119,5 @@ async def apply_async(
 async def _publish(app: Any, call: Callable[[], Any]) -> Any:
     guard.install(app)
     if app.conf.task_always_eager:
-        return await _call_eagerly(call)
+        return await eager.call(call)
     return await publish(app, call)
-
-
-async def _call_eagerly(call: Callable[[], Any]) -> Any:
-    """It runs the task, however long that takes: in a thread of the loop's own."""
-    return await asyncio.to_thread(call)

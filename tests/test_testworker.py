@@ -48,7 +48,7 @@ def app():
 
 @pytest.fixture
 def add(app):
-    @app.task
+    @app.task(shared=False)
     async def add(a, b):
         await asyncio.sleep(0)
         return a + b
@@ -70,7 +70,7 @@ def wait_for(condition, what):
 def test_worker_runs_what_is_sent(app, add):
     """`delay`, chains, groups and chords, as with any worker."""
 
-    @app.task
+    @app.task(shared=False)
     async def total(numbers):
         return sum(numbers)
 
@@ -86,7 +86,7 @@ def test_async_bodies_run_side_by_side_on_one_loop(app):
     here = []
     together = 50
 
-    @app.task
+    @app.task(shared=False)
     async def meet():
         here.append(asyncio.get_running_loop())
         if len(here) == together:
@@ -107,7 +107,7 @@ def test_async_bodies_run_side_by_side_on_one_loop(app):
 def test_plain_bodies_run_in_threads(app):
     """A `def` body may block; it is not on the loop."""
 
-    @app.task
+    @app.task(shared=False)
     def where():
         with pytest.raises(RuntimeError):
             asyncio.get_running_loop()
@@ -125,7 +125,7 @@ def test_outcomes_are_those_of_a_worker(app):
         async def on_failure(self, exc, *args, **kwargs):
             seen.append((asyncio.get_running_loop(), str(exc)))
 
-    @app.task(bind=True, max_retries=2, base=Base)
+    @app.task(bind=True, max_retries=2, base=Base, shared=False)
     async def flaky(self, good):
         await asyncio.sleep(0)
         if self.request.retries < good:
@@ -149,7 +149,7 @@ def test_outcomes_are_those_of_a_worker(app):
 def test_results_are_serialised(app):
     """As between processes: what JSON cannot carry fails here, too."""
 
-    @app.task
+    @app.task(shared=False)
     async def bad():
         return object()
 
@@ -171,7 +171,7 @@ def test_tasks_that_come_later_run(app, add):
     with start_worker(app):
         assert get(add.delay(1, 2)) == 3
 
-        @app.task
+        @app.task(shared=False)
         async def later():
             return "later"
 
@@ -210,7 +210,7 @@ def test_messages_and_results_end_with_the_worker(app, add):
     """What one test has sent and nobody has run, the next one does not run."""
     ran = []
 
-    @app.task
+    @app.task(shared=False)
     async def note():
         ran.append(True)
 
@@ -238,7 +238,7 @@ def test_lifespans_live_as_long_as_the_worker(app):
     async def browser():
         yield client.get() + " and the browser"
 
-    @app.task
+    @app.task(shared=False)
     async def use():
         events.append(("body", asyncio.get_running_loop()))
         return client.get(), await browser.start()
@@ -279,7 +279,7 @@ def test_end_cancels_what_runs(app):
         finally:
             events.append("background")
 
-    @app.task
+    @app.task(shared=False)
     async def long():
         long.background = asyncio.create_task(background())
         await asyncio.sleep(0)
@@ -301,7 +301,7 @@ def test_revoke_ends_a_body(app):
     """`revoke(terminate=True)` cancels that one; its result says so."""
     started, cleaned = threading.Event(), threading.Event()
 
-    @app.task
+    @app.task(shared=False)
     async def long():
         started.set()
         try:
@@ -323,7 +323,7 @@ def test_revoke_ends_a_body(app):
 def test_body_that_wants_the_end_has_failed(app, add, error):
     """It ends neither the worker nor the tests."""
 
-    @app.task
+    @app.task(shared=False)
     async def bad():
         raise error
 
@@ -336,15 +336,15 @@ def test_body_that_wants_the_end_has_failed(app, add, error):
 def test_eager_call_on_the_workers_loop_is_refused(app, add):
     """As everywhere; `await` works."""
 
-    @app.task
+    @app.task(shared=False)
     async def blocked():
         return add.apply((1, 2)).get()
 
-    @app.task
+    @app.task(shared=False)
     async def advised():
         return await add(1, 2), (await eager.call(add.apply, (1, 2))).result
 
-    @app.task
+    @app.task(shared=False)
     def plain():
         return add.apply((1, 2)).result
 
