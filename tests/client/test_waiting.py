@@ -151,7 +151,7 @@ def test_as_completed(app, new):
 
     assert seen[-1] is group
     assert len(seen) == 3
-    assert group.join() == ["slow", "fast"]
+    assert [member.result for member in group] == ["slow", "fast"]
 
 
 def test_backend_that_cannot_be_read(app, new, monkeypatch):

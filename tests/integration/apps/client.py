@@ -12,6 +12,7 @@ from .recording import record
 app = make_app("client")
 app.Task = AsyncTask
 app.task_cls = AsyncTask
+app.conf.broker_connection_timeout = 60  # the machine may be slow, or busy
 configure(app, "ASYNCPOOL_TEST_SETTINGS")
 
 
