@@ -101,6 +101,14 @@ def publishes_in_a_thread():
 
 
 @app.task
+def waits_on_its_own_loop():
+    async def main():
+        return (await add.adelay(1, 2)).get(timeout=60, disable_sync_subtasks=False)
+
+    return asyncio.run(main())
+
+
+@app.task
 async def waits_blocking():
     result = await add.adelay(1, 2)
     return result.get(timeout=5, disable_sync_subtasks=False)
