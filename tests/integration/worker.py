@@ -80,6 +80,7 @@ class Client:
             task_default_queue=transport.queue,
             result_expires=600,
             broker_heartbeat=0,  # nobody beats for a connection that waits in the pool
+            broker_connection_timeout=PATIENCE,
         )
         if transport.folder is not None:
             self.app.conf.broker_transport_options = {
