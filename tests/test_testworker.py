@@ -84,6 +84,15 @@ def test_worker_runs_what_is_sent(app, add):
         assert get(chord([add.s(1, 1), add.s(2, 2)], total.s()).delay()) == 6
 
 
+def test_app_whose_configuration_nobody_has_read():
+    """It is read by the worker, and then not used for the broker."""
+    app = Celery("fresh", set_as_current=False, broker="redis://127.0.0.1:1")
+    with start_worker(app):
+        assert app.connection_for_read().transport.driver_name == "memory"
+    assert app.connection_for_read().port == 1
+    app.close()
+
+
 def test_async_bodies_run_side_by_side_on_one_loop(app):
     """On `worker.loop`, not in the test's thread; many at a time."""
     here = []
