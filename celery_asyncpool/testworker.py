@@ -71,6 +71,8 @@ SETTINGS = {
     "broker_transport": None,
     "broker_transport_options": {"polling_interval": POLL_INTERVAL},
     "broker_heartbeat": 0,
+    "broker_connection_retry": False,
+    "broker_connection_retry_on_startup": False,
     "task_always_eager": False,
     "worker_prefetch_multiplier": 0,
     "worker_state_db": None,
@@ -128,6 +130,7 @@ class TestWorker:
 def _in_memory(app: Any) -> Iterator[None]:
     """*app* sends and stores in memory, in queues of its own, and nowhere else."""
     app.finalize()
+    app.conf.get("broker_url")  # until a setting is read, `conf` is not yet what it will be
     changes = app.conf.changes
     before = dict(changes)
     cached = {name: app.__dict__.pop(name) for name in ("amqp", "control") if name in app.__dict__}
