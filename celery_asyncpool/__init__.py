@@ -10,18 +10,36 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .client.waiting import as_completed, gather, get
     from .lifespans import Lifespan, LifespanError, lifespan
     from .pool import Pool
+    from .task import AsyncTask, apply_async
 
-__all__ = ["Lifespan", "LifespanError", "Pool", "__version__", "lifespan"]
+__all__ = [
+    "AsyncTask",
+    "Lifespan",
+    "LifespanError",
+    "Pool",
+    "__version__",
+    "apply_async",
+    "as_completed",
+    "gather",
+    "get",
+    "lifespan",
+]
 
 __version__ = "0.1.0"
 
 #: Where each public name is.
 _MODULES = {
+    "AsyncTask": ".task",
     "Lifespan": ".lifespans",
     "LifespanError": ".lifespans",
     "Pool": ".pool",
+    "apply_async": ".task",
+    "as_completed": ".client.waiting",
+    "gather": ".client.waiting",
+    "get": ".client.waiting",
     "lifespan": ".lifespans",
 }
 

@@ -25,6 +25,7 @@ __all__ = [
     "DEFAULT_SLOTS_PER_PROCESS",
     "BadSetting",
     "Settings",
+    "blocking_calls",
     "check_platform",
     "configured_processes",
 ]
@@ -35,6 +36,8 @@ DEFAULT_SLOTS_PER_PROCESS = 100
 DEFAULT_THREADS = 32
 
 LOOPS = ("uvloop", "asyncio")
+
+BLOCKING_CALLS = ("warn", "error", "allow")
 
 
 class BadSetting(ImproperlyConfigured, click.ClickException):
@@ -70,6 +73,9 @@ class Settings:
     #: ``asyncpool_block_warning``: seconds of a blocked loop that are worth a
     #: warning; 0: none.
     block_warning: float
+    #: ``asyncpool_blocking_calls``: ``"warn"``, ``"error"`` or ``"allow"`` calls that
+    #: block an event loop.
+    blocking_calls: str
     #: ``asyncpool_lifespan_timeout``: seconds for the start and for the end of a lifespan.
     lifespan_timeout: float
     #: ``asyncpool_max_crashes``: processes that one task may take down before it
@@ -112,6 +118,7 @@ class Settings:
             cancel_grace=_seconds(conf, "asyncpool_cancel_grace", 5.0),
             drain_timeout=_seconds(conf, "asyncpool_drain_timeout", 300.0),
             block_warning=_seconds(conf, "asyncpool_block_warning", 1.0, zero=True),
+            blocking_calls=blocking_calls(conf),
             lifespan_timeout=_seconds(conf, "asyncpool_lifespan_timeout", 30.0),
             max_crashes=_whole_number(conf, "asyncpool_max_crashes", 3),
             caps=_caps(conf),
@@ -135,6 +142,11 @@ class Settings:
 def configured_processes(conf: Mapping[str, Any]) -> int:
     """Return ``asyncpool_processes``, by default the CPUs this process may use."""
     return _whole_number(conf, "asyncpool_processes", usable_cpus())
+
+
+def blocking_calls(conf: Mapping[str, Any]) -> str:
+    """Return ``asyncpool_blocking_calls``: what a call that blocks an event loop gets."""
+    return _choice(conf, "asyncpool_blocking_calls", BLOCKING_CALLS)
 
 
 def check_platform(platform: str = sys.platform) -> None:

@@ -38,9 +38,10 @@ class JobContext:
         "aborted",
         "control",
         "deferred",
-        "defers_publishing",
         "in_body",
         "job_id",
+        "retry_is_stored",
+        "retrying_thread",
         "terminating",
         "who",
     )
@@ -57,8 +58,10 @@ class JobContext:
         self.aborted = False
         #: The task's own function is being called (not: awaited) right now.
         self.in_body = False
-        #: ``self.retry`` is running in an async body: publish later, not now.
-        self.defers_publishing = False
+        #: The thread in which ``self.retry`` runs right now: publish later, not now.
+        self.retrying_thread: int | None = None
+        #: The backend has RETRY already, which the tracer is about to store.
+        self.retry_is_stored = False
         #: Arguments of the ``send_task`` calls that wait for the body's end.
         self.deferred: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 

@@ -10,17 +10,22 @@ rule for threads wants, and a copy of the job's context.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from contextvars import copy_context
 from typing import Any
 
+from billiard.einfo import ExceptionInfo
 from celery import canvas
+from celery.app import task as celery_task
 from celery.backends.base import Backend
-from celery.exceptions import Reject
+from celery.exceptions import Reject, Retry
 
+from ..client import guard
+from ..core.timelimits import Verdict
 from .jobcontext import JobContext, current_job
 from .threadpool import ThreadPool
-from .trace import call_in_thread, in_tracer, on_loop_thread
+from .trace import call_in_thread, can_settle, in_tracer, on_loop_thread
 
 __all__ = [
     "OFFLOAD_THREADS",
@@ -28,7 +33,7 @@ __all__ = [
     "RetryAfterBody",
     "offload",
     "offload_publishing",
-    "publish_deferred",
+    "publish_retries",
     "start_threads",
     "stop_threads",
 ]
@@ -121,6 +126,11 @@ class OffloadedBackend:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._real!r}>"
 
+    @property
+    def unwrapped(self) -> Any:
+        """The real backend, for who knows that its calls do not block the loop."""
+        return self._real
+
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._real, name)
         if not callable(value) or name in PURE_METHODS or in_tracer() is None:
@@ -161,16 +171,28 @@ def offload_publishing(app: Any) -> None:
     """
     if isinstance(app.send_task, _SendTask):
         return
+    guard.install_in_pool(app, _does_not_block)
     app.send_task = _SendTask(app.send_task)
     for cls in CANVAS:
         cls.apply_async = _offloaded(cls.apply_async)
+    Backend.mark_as_retry = _unless_stored(Backend.mark_as_retry)  # type: ignore[method-assign]
+
+
+def _does_not_block() -> bool:
+    """Whether the call that is being made on the loop's thread leaves it, or waits."""
+    job = current_job()
+    return in_tracer() is not None or _defers(job)
+
+
+def _defers(job: JobContext | None) -> bool:
+    """Whether it is ``retry`` that publishes: other threads of *job* do what they want."""
+    return job is not None and job.retrying_thread == threading.get_ident()
 
 
 def _offloaded(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def apply_async(self: Any, *args: Any, **kwargs: Any) -> Any:
-        job = current_job()
-        if job is not None and job.defers_publishing:
+        if _defers(current_job()):
             return method(self, *args, **kwargs)
         return offload(method, self, *args, **kwargs)
 
@@ -186,17 +208,18 @@ class _SendTask:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         job = current_job()
-        if job is not None and job.defers_publishing:
+        if job is not None and _defers(job):
             job.deferred.append((args, kwargs))
             return None  # Task.retry, the only caller that defers, ignores it
         return offload(self.real, *args, **kwargs)
 
 
 class RetryAfterBody:
-    """``task.retry`` that does not block the loop when an async body calls it.
+    """``task.retry`` whose message leaves when the body has unwound.
 
     It does all that ``retry`` does but for the publish, which waits in the job
-    until the body has unwound (:func:`publish_deferred`).
+    (:func:`publish_retries`). So it does not block the loop, and a limit that is
+    over meanwhile does not both end the task and retry it.
     """
 
     def __init__(self, retry: Callable[..., Any]) -> None:
@@ -205,24 +228,63 @@ class RetryAfterBody:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         job = current_job()
-        if job is None or in_tracer() is not None or not on_loop_thread():
-            return self.retry(*args, **kwargs)
-        job.defers_publishing = True
+        if job is None or not (on_loop_thread() or can_settle()):
+            return self.retry(*args, **kwargs)  # in a thread that may outlive the body
+        job.retrying_thread = threading.get_ident()
         try:
             return self.retry(*args, **kwargs)
         finally:
-            job.defers_publishing = False
+            job.retrying_thread = None
 
 
-def publish_deferred(job: JobContext, app: Any) -> None:
-    """Publish the retries that the body of *job* asked for, in order.
+def publish_retries(job: JobContext, task: Any, error: Exception | None) -> None:
+    """Publish the retries that the body of *job*, which ended with *error*, asked for.
 
-    Raises ``Reject`` without requeue when a publish fails, as ``Task.retry``
-    does when it publishes by itself.
+    RETRY is stored first: the next attempt may end, and store that, before this
+    one's tracer gets to it. Raises ``Reject`` without requeue when a publish
+    fails, as ``Task.retry`` does when it publishes by itself.
     """
+    control = job.control
+    if job.aborted or (control is not None and control.clock.verdict is not Verdict.NONE):
+        return
+    if isinstance(error, Retry):
+        job.retry_is_stored = _store_retry(task, error)
     while job.deferred:
         args, kwargs = job.deferred.pop(0)
         try:
-            app.send_task(*args, **kwargs)
+            task.app.send_task(*args, **kwargs)
         except Exception as exc:
             raise Reject(exc, requeue=False) from exc
+
+
+def _store_retry(task: Any, reason: Retry) -> bool:
+    """Do what the tracer does for *reason*; whether it need not be done again."""
+    request = task.request
+    if _is_ignored(task, request) and not task.store_errors_even_if_ignored:
+        return True
+    traceback = ExceptionInfo((type(reason), reason, reason.__traceback__)).traceback
+    try:
+        task.backend.mark_as_retry(request.id, reason.exc, traceback, request=request)
+    except Exception:
+        return False  # the tracer tries again, and reports what is wrong
+    return True
+
+
+def _unless_stored(method: Callable[..., Any]) -> Callable[..., Any]:
+    """For the tracer, which comes second."""
+
+    @functools.wraps(method)
+    def mark_as_retry(self: Any, *args: Any, **kwargs: Any) -> Any:
+        job = current_job()
+        if job is not None and job.retry_is_stored:
+            return None
+        return method(self, *args, **kwargs)
+
+    return mark_as_retry
+
+
+def _is_ignored(task: Any, request: Any) -> Any:
+    """Whether nobody wants the result; Celery before 5.6 asks the task only."""
+    if hasattr(celery_task, "get_actual_ignore_result"):
+        return celery_task.get_actual_ignore_result(task, request)
+    return task.ignore_result

@@ -19,11 +19,10 @@ from celery.app.task import Task as BaseTask
 from celery.exceptions import SoftTimeLimitExceeded
 from celery.utils.nodenames import gethostname
 
-from ..core.timelimits import Verdict
 from ..tasktypes import body_attribute, has_async_body
 from .cancel import BodyControl, BodyStopped, StopThread
 from .jobcontext import JobContext, current_job, follow_jobs
-from .offload import OffloadedBackend, RetryAfterBody, publish_deferred
+from .offload import OffloadedBackend, RetryAfterBody, publish_retries
 from .trace import can_settle, in_tracer, settle
 
 __all__ = ["RunCall", "build_trace", "prepare"]
@@ -56,7 +55,7 @@ class RunCall(SettledCall):
         if job is None or job.in_body or not can_settle():
             # Not the tracer: somebody calls the task directly.
             return self.function(*args, **kwargs)
-        return run_body(job, self.task, functools.partial(self._call, job, args, kwargs))
+        return run_body(job, functools.partial(self._call, job, args, kwargs))
 
     def _call(self, job: JobContext, args: Any, kwargs: Any) -> Any:
         job.in_body = True
@@ -79,21 +78,33 @@ class RunCall(SettledCall):
 class OutermostCall(SettledCall):
     """What the tracer calls instead of the task's ``run``."""
 
+    def __init__(self, function: Callable[..., Any], task: Any) -> None:
+        super().__init__(function)
+        self.task = task
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return call_for_tracer(self.function, *args, **kwargs)
+        return call_for_tracer(self.task, self.function, *args, **kwargs)
 
 
-def call_for_tracer(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def call_for_tracer(task: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call *function*, and show the tracer what the pool has decided of a body in it."""
+    job = current_job()
     try:
-        return settle(function(*args, **kwargs))
+        value = settle(function(*args, **kwargs))
     except BodyStopped as stop:
         if stop.error is None:
             raise  # past the tracer: somebody else reports the outcome
         raise stop.error from None
+    except Exception as exc:
+        if job is not None and job.deferred:
+            publish_retries(job, task, exc)
+        raise
+    if job is not None and job.deferred:
+        publish_retries(job, task, None)
+    return value
 
 
-def run_body(job: JobContext, task: Any, call: Callable[[], Any]) -> Any:
+def run_body(job: JobContext, call: Callable[[], Any]) -> Any:
     """Call the body, await what it gives, and return its value, within its limits.
 
     Raises ``BodyStopped`` where the pool has decided the outcome.
@@ -102,7 +113,7 @@ def run_body(job: JobContext, task: Any, call: Callable[[], Any]) -> Any:
     if control is None or control.has_started:
         return settle(call())  # an errback that Celery calls in the failed task's job
     try:
-        return _run_limited(job, task, control, call)
+        return _run_limited(job, control, call)
     except StopThread as exc:
         # The second of two limits arrived where the first was being dealt with.
         control.end()
@@ -111,7 +122,7 @@ def run_body(job: JobContext, task: Any, call: Callable[[], Any]) -> Any:
         raise control.outcome(exc) or exc from exc
 
 
-def _run_limited(job: JobContext, task: Any, control: BodyControl, call: Callable[[], Any]) -> Any:
+def _run_limited(job: JobContext, control: BodyControl, call: Callable[[], Any]) -> Any:
     try:
         try:
             # Within the `try`: from here on a limit may be raised in this thread.
@@ -135,9 +146,6 @@ def _run_limited(job: JobContext, task: Any, control: BodyControl, call: Callabl
         if error is not None:
             raise error
         return value
-    finally:
-        if control.clock.verdict is Verdict.NONE and not job.aborted:
-            publish_deferred(job, task.app)
 
 
 def prepare(task: Any) -> RunCall:
@@ -151,7 +159,7 @@ def prepare(task: Any) -> RunCall:
     run = RunCall(getattr(task, name), task)
     setattr(task, name, run)
     if not _settle_custom_call(type(task)):
-        task.run = OutermostCall(task.run)
+        task.run = OutermostCall(task.run, task)
     task.retry = RetryAfterBody(task.retry)
     for handler in HANDLERS:
         if getattr(type(task), handler) is not getattr(BaseTask, handler):
@@ -191,8 +199,8 @@ def _outermost_method(method: Callable[..., Any]) -> Callable[..., Any]:
         job = current_job()
         if is_body and job is not None and can_settle():
             call = functools.partial(method, self, *args, **kwargs)
-            return call_for_tracer(run_body, job, self, call)
-        return call_for_tracer(method, self, *args, **kwargs)
+            return call_for_tracer(self, run_body, job, call)
+        return call_for_tracer(self, method, self, *args, **kwargs)
 
     __call__._celery_asyncpool = True  # type: ignore[attr-defined]
     return __call__

@@ -179,6 +179,18 @@ def def_retry(self, times):
     return self.request.retries
 
 
+@app.task(bind=True, ignore_result=True)
+async def async_quiet_retry(self):
+    if not self.request.retries:
+        raise self.retry(countdown=0)
+
+
+@app.task(bind=True, ignore_result=True)
+def def_quiet_retry(self):
+    if not self.request.retries:
+        raise self.retry(countdown=0)
+
+
 @app.task(
     bind=True, autoretry_for=(KeyError,), retry_backoff=1, retry_backoff_max=1, max_retries=2
 )

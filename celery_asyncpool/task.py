@@ -1,0 +1,107 @@
+"""``AsyncTask``: a task class with awaitable twins of what Celery only does blocking."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+
+from celery import Task
+
+from .client import guard
+from .client.publish import call_in_thread, publish
+
+if TYPE_CHECKING:
+    from celery.exceptions import Retry
+    from celery.result import AsyncResult
+
+__all__ = ["AsyncTask", "apply_async"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+if TYPE_CHECKING:
+    Base = Task
+else:
+
+    class Base(Task, Generic[P, R]):
+        """``Task`` that takes types also where Celery's own does not."""
+
+        abstract = True
+
+
+class AsyncTask(Base[P, R]):
+    """Use it with ``Celery(task_cls="celery_asyncpool:AsyncTask")``, or as ``base=``."""
+
+    abstract = True
+
+    @classmethod
+    def bind(cls, app: Any) -> Any:
+        """As ``Task.bind``; from now on blocking calls on event loops are named."""
+        guard.install(app)
+        return super().bind(app)
+
+    async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+        """``delay`` for async code: returns when the broker has the message."""
+        return await self.aapply_async(args, kwargs)
+
+    async def aapply_async(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> AsyncResult[R]:
+        """``apply_async`` for async code; the same options.
+
+        Raises ``kombu.exceptions.OperationalError`` when the broker cannot be
+        reached within ``broker_connection_timeout``.
+        """
+        call = functools.partial(self.apply_async, args, kwargs, **options)  # type: ignore[arg-type]
+        result: AsyncResult[R] = await _publish(self.app, call)
+        return result
+
+    async def aupdate_state(
+        self,
+        task_id: str | None = None,
+        state: str | None = None,
+        meta: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """``update_state`` for async code: returns when the backend has the state."""
+        await call_in_thread(self.update_state, task_id, state, meta, **kwargs)
+
+    async def aretry(self, *args: Any, **kwargs: Any) -> Retry:
+        """``retry`` for async bodies: ``raise await self.aretry(countdown=5)``.
+
+        In the pool the message leaves when the body has ended: a limit that is
+        over just now does not both fail the task and retry it.
+        """
+        return self.retry(*args, **kwargs)
+
+
+async def apply_async(
+    signature: Any,
+    args: Sequence[Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Any:
+    """``signature.apply_async()`` for async code: signatures, chains, groups and chords.
+
+    Returns the result object that Celery gives: ``AsyncResult``, or
+    ``GroupResult`` for a group.
+    """
+    call = functools.partial(signature.apply_async, args or (), kwargs or {}, **options)
+    return await _publish(signature.app, call)
+
+
+async def _publish(app: Any, call: Callable[[], Any]) -> Any:
+    guard.install(app)
+    if app.conf.task_always_eager:
+        return await _call_eagerly(call)
+    return await publish(app, call)
+
+
+async def _call_eagerly(call: Callable[[], Any]) -> Any:
+    """It runs the task, however long that takes: in a thread of the loop's own."""
+    return await asyncio.to_thread(call)

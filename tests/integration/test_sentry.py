@@ -1,0 +1,47 @@
+"""Sentry, which wraps Celery's functions, and the guard, which watches them, work together."""
+
+import pytest
+from worker import PATIENCE, wait_for
+
+
+@pytest.fixture(scope="module")
+def worker(redis_transport, start_worker):
+    options = ("-c", "20", "--processes", "1")
+    with start_worker(redis_transport, "client_sentry", *options) as worker:
+        worker.client.module = "apps.client"
+        yield worker
+
+
+def events(worker, task, kind):
+    """What Sentry has sent of a task."""
+    return worker.records("sentry", type=kind, transaction=f"apps.client.{task}")
+
+
+def test_error(worker):
+    """The error of an async body is one event."""
+    with pytest.raises(ValueError, match="no"):
+        worker.client.send("fail", "no").get(PATIENCE)
+
+    wait_for(lambda: events(worker, "fail", "error"), worker.tail)
+    assert [event["error"] for event in events(worker, "fail", "error")] == [["ValueError"]]
+
+
+def test_spans(worker):
+    """What a body dispatches with `adelay` is a span of its transaction."""
+    worker.client.send("dispatches", 3).get(PATIENCE)
+
+    wait_for(lambda: events(worker, "dispatches", "transaction"), worker.tail)
+    [transaction] = events(worker, "dispatches", "transaction")
+    assert transaction["spans"].count("queue.publish") == 3
+
+
+def test_guard(worker):
+    """The guard names the line of the user, not one of Sentry's."""
+    worker.client.send("blocks").get(PATIENCE)
+
+    [line] = [line for line in worker.log().splitlines() if "blocks the event loop" in line]
+    assert "apps/client.py:" in line
+    assert "await apps.client.add.adelay(...)" in line
+    wait_for(lambda: events(worker, "blocks", "transaction"), worker.tail)
+    [transaction] = events(worker, "blocks", "transaction")
+    assert "queue.publish" in transaction["spans"]
