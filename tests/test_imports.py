@@ -41,6 +41,7 @@ PURE = {
 SHARED = [
     "client",
     "cpus",
+    "decorator",
     "handover",
     "leftovers",
     "lifespans",
