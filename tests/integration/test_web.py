@@ -2,18 +2,13 @@
 
 import asyncio
 import contextlib
-import os
 import resource
-import signal
-import subprocess
-import sys
 
-import httpx
 import pytest
-from worker import HERE, PATIENCE, wait_for
+from web_server import Browser, WebServer, allow_descriptors
+from worker import PATIENCE
 
 from tests.chaos.proxy import Proxy
-from tests.servers import free_port
 
 REQUESTS = 1000
 
@@ -24,66 +19,12 @@ SILENCE = 10.0
 BUSY = 5.0
 
 
-class WebServer:
-    """uvicorn, with the app in ``apps/web.py``."""
-
-    def __init__(self, environment, folder):
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._environment = environment
-        self._log = folder / "web.log"
-
-    def __enter__(self):
-        command = ("uvicorn", "apps.web:api", "--port", self.port, "--no-access-log")
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", *map(str, command)],
-                env={**os.environ, **self._environment, "PYTHONPATH": str(HERE)},
-                cwd=HERE,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                preexec_fn=allow_descriptors,
-            )
-        wait_for(lambda: "Uvicorn running" in self.log(), self.log)
-        return self
-
-    def __exit__(self, exc_type, exc, traceback):
-        self._process.send_signal(signal.SIGTERM if exc is None else signal.SIGKILL)
-        self._process.wait(PATIENCE)
-        if exc is not None:
-            exc.add_note(f"the log of the web server:\n{self.log()}")
-
-    def log(self):
-        return self._log.read_text(errors="replace")
-
-
-def allow_descriptors():
-    """As many connections as the system allows."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
 @pytest.fixture(scope="module", autouse=True)
 def descriptors():
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     allow_descriptors()
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
-
-
-class Browser(httpx.AsyncClient):
-    """Whoever uses the web server, many at a time."""
-
-    def __init__(self, server):
-        limits = httpx.Limits(max_connections=None)
-        super().__init__(base_url=server.url, limits=limits, timeout=PATIENCE, trust_env=False)
-
-    async def add(self, x, y):
-        return await self.post("/add", params={"x": x, "y": y})
-
-    async def pulse(self):
-        return (await self.get("/pulse")).json()
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +34,9 @@ def served(transport, start_worker, tmp_path_factory):
         transport.backend = "rpc://"
     with (
         start_worker(transport, "client", "-c", "200", "--processes", "2"),
-        WebServer(transport.environment(), tmp_path_factory.mktemp("web")) as server,
+        WebServer(
+            "apps.web:api", transport.environment(), tmp_path_factory.mktemp("web")
+        ) as server,
     ):
         yield server
 
@@ -134,7 +77,7 @@ def start_slow(request, new_transport, start_worker, tmp_path):
             environment["ASYNCPOOL_TEST_SETTINGS"] = "; ".join(
                 f"{name}={value!r}" for name, value in settings.items()
             )
-            return proxy, stack.enter_context(WebServer(environment, tmp_path))
+            return proxy, stack.enter_context(WebServer("apps.web:api", environment, tmp_path))
 
         yield start
 
