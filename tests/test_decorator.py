@@ -130,7 +130,7 @@ def test_typed_code_can_be_run(name):
 
 def test_readme():
     """README's example is what mypy has read."""
-    [code] = re.findall(r"```python\n(# types.py\n.*?)```", README.read_text(), re.DOTALL)
+    [code] = re.findall(r"```python\n(# prices.py\n.*?)```", README.read_text(), re.DOTALL)
 
     def lines(text):
         return [line for line in text.splitlines() if line]

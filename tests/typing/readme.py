@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# types.py
+# prices.py
 from celery import Celery
 
 from celery_asyncpool import AsyncTask, async_task, get
