@@ -33,7 +33,7 @@ def app():
 def test_task(app):
     """The function becomes a task of the app, with the class and the options."""
 
-    @async_task(app, name="some.name", acks_late=True, max_retries=7)
+    @async_task(app, shared=False, name="some.name", acks_late=True, max_retries=7)
     async def add(x: int, y: int) -> int:
         return x + y
 
@@ -46,7 +46,7 @@ def test_task(app):
 def test_bind(app, bind):
     """With bind=True, and only then, the function gets the task."""
 
-    @async_task(app, bind=bind, name=f"bound.{bind}")
+    @async_task(app, shared=False, bind=bind)
     async def first(*args):
         return args
 
@@ -58,7 +58,7 @@ def test_bind(app, bind):
 def test_plain_body(app):
     """A def body is called like any function."""
 
-    @async_task(app)
+    @async_task(app, shared=False)
     def add_plainly(x: int, y: int) -> int:
         return x + y
 
@@ -69,7 +69,7 @@ def test_plain_body(app):
 def test_call_gives_a_coroutine(app):
     """A task with an async body is called like the body, as its type says."""
 
-    @async_task(app)
+    @async_task(app, shared=False)
     async def add_slowly(x: int, y: int) -> int:
         return x + y
 
@@ -82,7 +82,7 @@ def test_call_gives_a_coroutine(app):
 def test_base(app):
     """The class may be a subclass."""
 
-    @async_task(app, base=OwnTask)
+    @async_task(app, shared=False, base=OwnTask)
     async def own():
         """Nothing."""
 
@@ -93,7 +93,7 @@ def test_class_of_the_app():
     """The app's own class is used where it is an AsyncTask."""
     app = Celery("decorated", task_cls=OwnTask, set_as_current=False)
 
-    @async_task(app)
+    @async_task(app, shared=False)
     async def own_of_app():
         """Nothing."""
 
