@@ -132,18 +132,30 @@ class BodyControl:
         body = coroutine
         if self.clock.limits.soft is not None:
             body = SoftLimitedBody(coroutine, self)
-        return body if self._thread is None else self._move_to_loop(body)
+        if self._thread is None:
+            return body
+        try:
+            self._leave_thread()
+        except BaseException:
+            coroutine.close()  # its time was over before its first step
+            raise
+        return self._move_to_loop(body)
 
-    async def _move_to_loop(self, body: Any) -> Any:
-        """Await the *body* of a function that was called in a thread.
+    def _leave_thread(self) -> None:
+        """In the body's thread, which is about to wait for the loop, in a lock.
 
-        The thread waits for this in a lock, where nothing can be raised: from
-        here on its limits end the asyncio task in which this runs.
+        Nothing can be raised there: from here on the body's time ends the
+        asyncio task in which it is awaited, or is kept until there is one.
         """
         with self._lock:
-            self._thread, self.task = None, asyncio.current_task()
-            if self.clock.state is BodyState.CANCELLED:
-                self._cancel_task()  # it was raised in the thread, which had begun to wait
+            self._thread = self.task = None
+
+    async def _move_to_loop(self, body: Any) -> Any:
+        """Await the *body* of a function that was called in a thread."""
+        with self._lock:
+            self.task = asyncio.current_task()
+            if self.soft_is_due or self.clock.state is not BodyState.RUNNING:
+                self._cancel_task()
         try:
             return await body
         except SoftLimitCancelled as exc:
@@ -264,8 +276,8 @@ class BodyControl:
         self._on_cancelled()
 
     def _cancel_task(self) -> None:
-        assert self.task is not None
-        self.task.cancel()
+        if self.task is not None:  # None on the way from a thread to the loop
+            self.task.cancel()
 
     def _body_stack(self) -> str:
         """Where the body is now, as a traceback shows it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from multiprocessing import process as stdlib_process
 from typing import Any
 
@@ -22,9 +23,34 @@ LEFT_TO_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def allow_forks() -> None:
     """Let bodies fork and use ``multiprocessing``; call it once, in a worker process."""
-    os.register_at_fork(after_in_child=_leave_worker_process)
+    os.register_at_fork(
+        before=_hold_signals,
+        after_in_parent=_release_signals,
+        after_in_child=_leave_worker_process,
+    )
     current: Any = current_process()
     current._config["authkey"] = _AuthKey(current.authkey)
+
+
+class _Thread(threading.local):
+    """What a thread that forks has to remember."""
+
+    mask: set[signal.Signals] | set[int] = set()
+
+
+_thread = _Thread()
+
+
+def _hold_signals() -> None:
+    """Before a fork: a signal to the child waits until the child can take it.
+
+    Else it would find the handlers of a worker process, which do nothing.
+    """
+    _thread.mask = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_PARENT)
+
+
+def _release_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _thread.mask)
 
 
 def _leave_worker_process() -> None:
@@ -36,6 +62,7 @@ def _leave_worker_process() -> None:
     for signum in LEFT_TO_PARENT:
         default = signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL
         signal.signal(signum, default)
+    _release_signals()
 
 
 class _AuthKey(stdlib_process.AuthenticationString):  # type: ignore[misc, name-defined]

@@ -42,6 +42,7 @@ class Dispatcher:
         "_open",
         "_quarantine",
         "_queue",
+        "_returned",
         "_suspects",
         "caps",
         "limit",
@@ -56,6 +57,8 @@ class Dispatcher:
         self._queue: deque[Job] = deque()
         #: Jobs that had to wait for their caps and do no longer, in order of arrival.
         self._let_in: deque[Job] = deque()
+        #: Jobs that processes gave back.
+        self._returned: deque[Job] = deque()
         self._load: dict[int, int] = {}
         self._open: set[int] = set()
         #: Processes that would be open, did their pipes have room.
@@ -113,7 +116,7 @@ class Dispatcher:
     def requeue(self, jobs: list[Job]) -> None:
         """*jobs* were given back by a process: they wait before all others."""
         for job in reversed(jobs):
-            (self._quarantine if job.quarantined else self._queue).appendleft(job)
+            (self._quarantine if job.quarantined else self._returned).appendleft(job)
 
     def leave(self, job: Job) -> Job | None:
         """*job* has ended, wherever it was, and leaves its cap.
@@ -163,7 +166,7 @@ class Dispatcher:
     def drop_queued(self) -> list[Job]:
         """Empty the queue; return the jobs that still waited, those for their caps first."""
         waiting = [job for job in self.caps.drop_waiting() if job.is_queued]
-        lines = (self._quarantine, self._let_in, self._queue)
+        lines = (self._quarantine, self._returned, self._let_in, self._queue)
         jobs = [job for line in lines for job in line if job.is_queued]
         for line in lines:
             line.clear()
@@ -180,14 +183,17 @@ class Dispatcher:
     @property
     def queued(self) -> int:
         """Jobs that wait for a process (ended ones that were not dropped yet included)."""
-        return len(self._queue) + len(self._let_in) + len(self._quarantine)
+        lines = (self._quarantine, self._returned, self._let_in, self._queue)
+        return sum(map(len, lines))
 
     @property
     def _is_full(self) -> bool:
         return self.limit is not None and self._in_flight >= self.limit
 
     def _first_in_line(self) -> deque[Job]:
-        """The line whose first job came before that of the other."""
+        """Those who were given back; else the line whose first job came before the other's."""
+        if self._returned:
+            return self._returned
         if self._let_in and not (self._queue and self._queue[0].id < self._let_in[0].id):
             return self._let_in
         return self._queue

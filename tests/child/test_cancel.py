@@ -477,6 +477,7 @@ def test_hard_limit_while_the_soft_one_is_on_its_way(new_loop):
     """A child that cleans up keeps the soft limit from its body; then the hard one goes first."""
 
     async def child(probe):
+        probe.here()
         for _ in range(2):
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.sleep(LATER)
@@ -489,7 +490,8 @@ def test_hard_limit_while_the_soft_one_is_on_its_way(new_loop):
             probe.seen.append(isinstance(exc, SoftTimeLimitExceeded))
             raise
 
-    outcome = run_job(new_loop, body, Limits(soft=SOON, hard=2 * SOON))
+    limits = Limits(soft=SOON, hard=2 * SOON)
+    outcome = run_job(new_loop, body, limits, from_arrival=True)
 
     assert outcome.probe.seen == [False]
     assert type(outcome.error) is TimeLimitExceeded
@@ -498,13 +500,14 @@ def test_hard_limit_while_the_soft_one_is_on_its_way(new_loop):
 def test_soft_limit_that_a_child_has_swallowed(new_loop):
     """The body is told all the same, at once, and a time-out of its own stays one."""
 
-    async def child():
+    async def child(probe):
+        probe.here()
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.sleep(LATER)
 
     async def body(probe):
         try:
-            await asyncio.create_task(child())
+            await asyncio.create_task(child(probe))
         except SoftTimeLimitExceeded:
             probe.seen.append("soft limit")
         try:
@@ -513,7 +516,7 @@ def test_soft_limit_that_a_child_has_swallowed(new_loop):
         except TimeoutError:
             probe.seen.append("time-out")
 
-    outcome = run_job(new_loop, body, Limits(soft=SOON))
+    outcome = run_job(new_loop, body, Limits(soft=SOON), from_arrival=True)
 
     assert outcome.probe.seen == ["soft limit", "time-out"]
     assert outcome.error is None
@@ -522,15 +525,17 @@ def test_soft_limit_that_a_child_has_swallowed(new_loop):
 def test_body_that_hears_of_no_limit(new_loop):
     """Cancellations that a child has swallowed do not stay behind in the job's asyncio task."""
 
-    async def child():
+    async def child(probe):
+        probe.here()
         for _ in range(2):
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.sleep(LATER)
 
     async def body(probe):
-        await asyncio.create_task(child())
+        await asyncio.create_task(child(probe))
 
-    outcome = run_job(new_loop, body, Limits(soft=SOON, hard=2 * SOON))
+    limits = Limits(soft=SOON, hard=2 * SOON)
+    outcome = run_job(new_loop, body, limits, from_arrival=True)
 
     assert type(outcome.error) is TimeLimitExceeded
 
@@ -599,7 +604,8 @@ def test_soft_limit_in_a_group_with_others(new_loop):
 def test_child_fails_at_the_soft_limit(new_loop):
     """The error of a child that cannot clean up is what the group and the task raise."""
 
-    async def child():
+    async def child(probe):
+        probe.here()
         try:
             await asyncio.sleep(LATER)
         finally:
@@ -607,9 +613,9 @@ def test_child_fails_at_the_soft_limit(new_loop):
 
     async def body(probe):
         async with asyncio.TaskGroup() as group:
-            group.create_task(child())
+            group.create_task(child(probe))
 
-    outcome = run_job(new_loop, body, Limits(soft=SOON))
+    outcome = run_job(new_loop, body, Limits(soft=SOON), from_arrival=True)
 
     assert isinstance(outcome.error, ExceptionGroup)
     assert [type(exc) for exc in outcome.error.exceptions] == [KeyError]
@@ -827,3 +833,22 @@ def test_def_body_that_gives_an_awaitable(new_loop, kind):
     errors = {"soft": SoftTimeLimitExceeded, "hard": TimeLimitExceeded, "terminate": BodyStopped}
     assert type(outcome.error) is errors[kind]
     assert outcome.probe.cleaned == ["body"]
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_limit_on_the_way_from_the_thread_to_the_loop(new_loop, kind):
+    """It ends the body at its await, though the loop has not come to that yet."""
+    loops = []
+
+    async def before_end(outcome):
+        loops.append(asyncio.get_running_loop())
+
+    def body(probe):
+        while not loops:
+            time.sleep(0.001)
+        loops[0].call_soon_threadsafe(time.sleep, 4 * SOON)
+        return wait_and_clean_up(probe, "body")
+
+    outcome = run_job(new_loop, body, KINDS[kind], in_thread=True, before_end=before_end)
+
+    assert type(outcome.error) is {"soft": SoftTimeLimitExceeded, "hard": TimeLimitExceeded}[kind]

@@ -219,6 +219,23 @@ def test_requeued_job_keeps_its_place():
     assert second.waits
 
 
+def test_returned_jobs_go_before_those_that_were_let_in():
+    """What processes give back goes first, whoever was let in meanwhile."""
+    scrapes, [mail] = new_jobs("scrape", 1, 2, 3), new_jobs("mail", 4)
+    dispatcher = dispatch({"scrape": 2}, [*scrapes, mail], slots=2)
+    assert assigned(dispatcher) == [1, 2, 4]
+    end(dispatcher, scrapes[0])  # 3 is let in, and has not gone anywhere
+
+    for job in (scrapes[1], mail):
+        dispatcher.remove_process(job.pid)
+        job.give_back()
+        dispatcher.requeue([job])
+    dispatcher.add_process(3)
+    dispatcher.add_process(4)
+
+    assert assigned(dispatcher) == [4, 2, 3]
+
+
 def test_quarantined_job_with_a_cap():
     """A suspect waits for its cap first, and then for a process without another suspect."""
     jobs = new_jobs("scrape", 1, 2, 3)

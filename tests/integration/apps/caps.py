@@ -7,7 +7,7 @@ from .base import configure, make_app
 from .recording import record
 
 app = make_app("caps")
-app.conf.asyncpool_limits = {"apps.caps.scrape": 2, "apps.caps.pdf_*": 3}
+app.conf.asyncpool_limits = {"apps.caps.scrape": 2, "apps.caps.pdf_*": 3, "apps.caps.pfd": 1}
 configure(app, "CAPS_CONF")
 
 

@@ -54,6 +54,12 @@ def test_others_run_although_hundreds_came_first(worker, gate):
     wait_idle(worker)
 
 
+def test_misspelt_cap(worker):
+    """The log names a cap that no task has, and no other."""
+    assert "asyncpool_limits: 'apps.caps.pfd' is the cap of no task" in worker.log()
+    assert worker.log().count("is the cap of no task") == 1
+
+
 def test_tasks_of_a_pattern_share_a_cap(worker, gate):
     """Of two tasks that match one pattern, three run at once."""
     results = send_held(worker, gate, 8, "pdf_render", "pdf_merge")
