@@ -237,15 +237,18 @@ class RetryAfterBody:
             job.retrying_thread = None
 
 
-def publish_retries(job: JobContext, task: Any, error: Exception | None) -> None:
-    """Publish the retries that the body of *job*, which ended with *error*, asked for.
+def publish_retries(task: Any, error: BaseException | None) -> None:
+    """Publish the retries that the body of *task*, which ended with *error*, asked for.
 
+    Not where a body calls another task: there, somebody else's body has ended.
     RETRY is stored first: the next attempt may end, and store that, before this
     one's tracer gets to it. Raises ``Reject`` without requeue when a publish
     fails, as ``Task.retry`` does when it publishes by itself.
     """
-    control = job.control
-    if job.aborted or (control is not None and control.clock.verdict is not Verdict.NONE):
+    job = current_job()
+    if job is None or not job.deferred or job.in_body or not can_settle():
+        return
+    if job.aborted or (job.control and job.control.clock.verdict is not Verdict.NONE):
         return
     if isinstance(error, Retry):
         job.retry_is_stored = _store_retry(task, error)

@@ -88,19 +88,16 @@ class OutermostCall(SettledCall):
 
 def call_for_tracer(task: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call *function*, and show the tracer what the pool has decided of a body in it."""
-    job = current_job()
     try:
         value = settle(function(*args, **kwargs))
     except BodyStopped as stop:
         if stop.error is None:
             raise  # past the tracer: somebody else reports the outcome
         raise stop.error from None
-    except Exception as exc:
-        if job is not None and job.deferred:
-            publish_retries(job, task, exc)
+    except BaseException as exc:
+        publish_retries(task, exc)
         raise
-    if job is not None and job.deferred:
-        publish_retries(job, task, None)
+    publish_retries(task, None)
     return value
 
 

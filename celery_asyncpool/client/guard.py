@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -130,10 +131,11 @@ def _check_wait(result: Any) -> None:
         _is_exempt is not None and _is_exempt()
     ):
         return
-    policy = blocking_calls(result.app.conf) if _is_exempt is None else "error"
+    policy = blocking_calls(result.app.conf)
     site = _Site.find()
     end = "for the result"
-    if _is_exempt is not None:
+    if _is_exempt is not None and threading.current_thread() is threading.main_thread():
+        policy = "error"  # not a loop that a `def` body runs in its thread
         end += " and can never end well, since the tasks of this process wait with it"
     _speak(
         policy,

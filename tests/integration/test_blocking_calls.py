@@ -43,6 +43,16 @@ def test_get_in_an_async_body(worker):
         worker.client.send("waits_blocking").get(PATIENCE)
 
 
+def test_get_on_a_loop_in_a_thread(worker):
+    """`.get()` on a loop that a `def` body runs is named: it blocks this loop only."""
+    before = len(warnings(worker))
+
+    assert worker.client.send("waits_on_its_own_loop").get(PATIENCE) == 3
+
+    [line] = warnings(worker)[before:]
+    assert "use `await get(result)`" in line
+
+
 def test_error(new_transport, start_worker):
     """With "error" the call raises."""
     settings = {"ASYNCPOOL_TEST_SETTINGS": "asyncpool_blocking_calls='error'"}

@@ -15,8 +15,8 @@ REQUESTS = 1000
 #: Seconds for which the broker says nothing.
 SILENCE = 10.0
 
-#: Seconds that the loop of the server may be busy, on a slow machine, with what is its own.
-BUSY = 5.0
+#: How often the loop must turn meanwhile, on a slow machine; a blocked one does not at all.
+BEATS = 20
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -84,7 +84,7 @@ def start_slow(request, new_transport, start_worker, tmp_path):
 
 def test_slow_broker(start_slow):
     """While a broker says nothing for 10 s the loop turns; then all is sent, and answered."""
-    proxy, server = start_slow(broker_connection_timeout=PATIENCE)
+    proxy, server = start_slow()
 
     async def main():
         async with Browser(server) as browser:
@@ -100,18 +100,18 @@ def test_slow_broker(start_slow):
 
             answers = await asyncio.gather(*requests)
             assert [answer.json() for answer in answers] == list(range(1, 51))
-            return answered, during, await browser.pulse()
+            return answered, during
 
-    answered, during, after = asyncio.run(main())
+    answered, during = asyncio.run(main())
 
     assert answered == 0
-    assert during["longest"] < BUSY
-    assert after["longest"] < BUSY
+    assert during["beats"] > BEATS
+    assert during["longest"] < SILENCE
 
 
 def test_broker_down(start_slow):
     """A broker that refuses, or says nothing, is a clear error soon; the loop turns meanwhile."""
-    proxy, server = start_slow()
+    proxy, server = start_slow(broker_connection_timeout=4)
 
     async def main():
         async with Browser(server) as browser:
@@ -119,15 +119,22 @@ def test_broker_down(start_slow):
             refused = await browser.add(1, 2)
             proxy.freeze()
             proxy.heal()
+            await browser.pulse()
             silent = await browser.add(1, 2)
             pulse = await browser.pulse()
             proxy.thaw()
-            return refused, silent, pulse, await browser.add(1, 2)
+            return refused, silent, pulse, await until_answered(browser)
+
+    async def until_answered(browser):
+        async with asyncio.timeout(PATIENCE):
+            while (answer := await browser.add(1, 2)).status_code == 503:
+                continue
+        return answer
 
     refused, silent, pulse, healed = asyncio.run(main())
 
     assert refused.status_code == silent.status_code == 503
     assert "no connection to the broker" in refused.text
     assert "no connection" in silent.text
-    assert pulse["longest"] < BUSY
+    assert pulse["beats"] > BEATS
     assert healed.json() == 3

@@ -16,7 +16,8 @@ _celery_get = AsyncResult.get
 
 def _get(self, timeout=PATIENCE, propagate=True, **kwargs):
     """Wait by asking: Celery 5.5 takes a second for each of many results on Redis."""
-    wait_for(self.ready, lambda: f"result of {self.id}", timeout)
+    patience = PATIENCE if timeout is None else timeout
+    wait_for(self.ready, lambda: f"result of {self.id}", patience)
     return _celery_get(self, timeout=timeout, propagate=propagate, **kwargs)
 
 

@@ -79,6 +79,7 @@ class Client:
             accept_content=["json", "pickle"],
             task_default_queue=transport.queue,
             result_expires=600,
+            broker_connection_timeout=PATIENCE,
         )
         if transport.folder is not None:
             self.app.conf.broker_transport_options = {

@@ -12,6 +12,7 @@ from .recording import record
 app = make_app("client")
 app.Task = AsyncTask
 app.task_cls = AsyncTask
+app.conf.broker_connection_timeout = 60  # the machine may be slow, or busy
 configure(app, "ASYNCPOOL_TEST_SETTINGS")
 
 
@@ -71,6 +72,7 @@ async def retries_early(self):
     record("attempt", id=self.request.id)
     if not self.request.retries:
         await self.aretry(countdown=0, throw=False)
+        await add(1, 2)  # a plain call, whose end is not that of this body
         await asyncio.sleep(1)
         record("end", id=self.request.id)
 
@@ -96,6 +98,14 @@ async def blocks_twice():
 @app.task
 def publishes_in_a_thread():
     return add.delay(1, 2).id
+
+
+@app.task
+def waits_on_its_own_loop():
+    async def main():
+        return (await add.adelay(1, 2)).get(timeout=60, disable_sync_subtasks=False)
+
+    return asyncio.run(main())
 
 
 @app.task

@@ -18,9 +18,10 @@ from .client import add
 
 
 class Pulse:
-    """Beats on the loop, and remembers the longest pause, and how many threads there were."""
+    """Beats on the loop; remembers how often, the longest pause, and the most threads."""
 
     def __init__(self):
+        self.beats = 0
         self.longest = 0.0
         self.threads = 0
 
@@ -28,12 +29,13 @@ class Pulse:
         while True:
             before = time.monotonic()
             await asyncio.sleep(0.01)
+            self.beats += 1
             self.longest = max(self.longest, time.monotonic() - before)
             self.threads = max(self.threads, threading.active_count())
 
     def take(self):
-        taken = {"longest": self.longest, "threads": self.threads}
-        self.longest = 0.0
+        taken = {"beats": self.beats, "longest": self.longest, "threads": self.threads}
+        self.beats, self.longest = 0, 0.0
         return taken
 
 
