@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .client.waiting import as_completed, gather, get
+    from .decorator import async_task
     from .lifespans import Lifespan, LifespanError, lifespan
     from .pool import Pool
     from .task import AsyncTask, apply_async
@@ -23,6 +24,7 @@ __all__ = [
     "__version__",
     "apply_async",
     "as_completed",
+    "async_task",
     "gather",
     "get",
     "lifespan",
@@ -38,6 +40,7 @@ _MODULES = {
     "Pool": ".pool",
     "apply_async": ".task",
     "as_completed": ".client.waiting",
+    "async_task": ".decorator",
     "gather": ".client.waiting",
     "get": ".client.waiting",
     "lifespan": ".lifespans",

@@ -42,6 +42,7 @@ SHARED = [
     "checkpoints",
     "client",
     "cpus",
+    "decorator",
     "handover",
     "leftovers",
     "lifespans",
