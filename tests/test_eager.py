@@ -10,7 +10,7 @@ import warnings
 from unittest import mock
 
 import pytest
-from celery import Celery, Task, _state, chain, chord, current_task, group, signals
+from celery import Celery, Task, chain, chord, current_task, group, signals
 from celery.exceptions import Retry
 
 from celery_asyncpool import LifespanError, eager, lifespan
@@ -34,14 +34,11 @@ def installed():
 
 
 @pytest.fixture(params=["apply", "always_eager"])
-def app(request, monkeypatch):
+def app(request):
     """An app with a plain configuration, and one whose `delay` is eager."""
     app = Celery("eager", set_as_current=False, broker="memory://", backend="cache+memory://")
     app.conf.task_always_eager = request.param == "always_eager"
-    with monkeypatch.context() as patch:
-        # Else each app gets the tasks of all others.
-        patch.setattr(_state, "_on_app_finalizers", set(_state._on_app_finalizers))
-        yield app
+    yield app
     app.close()
 
 
@@ -73,7 +70,7 @@ def loops():
 
 @pytest.fixture
 def add(app, loops):
-    @app.task
+    @app.task(shared=False)
     async def add(a, b):
         loops.note()
         await asyncio.sleep(0)
@@ -133,7 +130,7 @@ def test_awaited_call_runs_the_body_on_the_callers_loop(add, loops):
 def test_error_of_an_eager_body_is_the_result(app, where):
     """A body that raises has failed, with its traceback; with `throw` the error is raised."""
 
-    @app.task
+    @app.task(shared=False)
     async def fail():
         await asyncio.sleep(0)
         raise KeyError("no")
@@ -159,7 +156,7 @@ def test_error_of_an_eager_body_is_the_result(app, where):
 def test_request_and_current_task_follow_the_eager_body(app):
     """They are right at every await, in child tasks and in threads, wherever it runs."""
 
-    @app.task(bind=True)
+    @app.task(bind=True, shared=False)
     async def who(self, n):
         def ids():
             return self.request.id, current_task.request.id, self.request.is_eager
@@ -182,7 +179,7 @@ def test_retry_of_an_eager_body_applies_it_again(app):
     """`self.retry` counts up, until the last attempt returns or the retries are used up."""
     seen = []
 
-    @app.task(bind=True, max_retries=2)
+    @app.task(bind=True, max_retries=2, shared=False)
     async def flaky(self, good):
         seen.append(self.request.retries)
         await asyncio.sleep(0)
@@ -201,7 +198,7 @@ def test_autoretry_of_an_eager_body(app):
     """`autoretry_for` sees the error of the body, not its coroutine."""
     seen = []
 
-    @app.task(autoretry_for=(ValueError,), max_retries=3, default_retry_delay=0)
+    @app.task(autoretry_for=(ValueError,), max_retries=3, default_retry_delay=0, shared=False)
     async def flaky():
         seen.append(await asyncio.sleep(0, "try"))
         if len(seen) < 3:
@@ -219,7 +216,7 @@ def test_autoretry_of_an_eager_body(app):
 def test_time_limits_are_left_out(app):
     """As with Celery's own eager tasks, nobody ends an eager body."""
 
-    @app.task(soft_time_limit=0.001, time_limit=0.002)
+    @app.task(soft_time_limit=0.001, time_limit=0.002, shared=False)
     async def slow():
         await asyncio.sleep(0.05)
         return "done"
@@ -243,7 +240,7 @@ def test_async_handlers_share_the_loop_of_the_body(app, loops):
         async def after_return(self, status, retval, task_id, args, kwargs, einfo):
             seen.append("after_return")
 
-    @app.task(base=Base)
+    @app.task(base=Base, shared=False)
     async def task():
         loops.note()
 
@@ -264,7 +261,9 @@ def test_async_failure_handlers_are_awaited(app):
         async def on_failure(self, exc, *args, **kwargs):
             seen.append(("on_failure", str(exc)))
 
-    @app.task(base=Base, autoretry_for=(ValueError,), max_retries=1, default_retry_delay=0)
+    @app.task(
+        base=Base, autoretry_for=(ValueError,), max_retries=1, default_retry_delay=0, shared=False
+    )
     async def fail():
         raise ValueError("no")
 
@@ -284,7 +283,7 @@ def test_custom_call_of_a_task_class(app, kind):
         def __call__(self, *args):
             return "called", self.run(*args)
 
-    @app.task(base=Async if kind == "async" else Plain)
+    @app.task(base=Async if kind == "async" else Plain, shared=False)
     async def double(n):
         await asyncio.sleep(0)
         return 2 * n
@@ -295,7 +294,7 @@ def test_custom_call_of_a_task_class(app, kind):
 def test_plain_function_that_gives_an_awaitable(app, add):
     """Its value is awaited: a decorator may hide what it wraps."""
 
-    @app.task
+    @app.task(shared=False)
     def hidden(a, b):
         return asyncio.sleep(0, a + b)
 
@@ -309,7 +308,7 @@ def test_plain_function_that_gives_an_awaitable(app, add):
 def test_plain_tasks_are_as_ever(app):
     """A `def` task runs in the calling thread, also where a loop runs."""
 
-    @app.task
+    @app.task(shared=False)
     def where():
         return threading.get_ident()
 
@@ -323,11 +322,11 @@ def test_plain_tasks_are_as_ever(app):
 def test_eager_call_inside_an_async_body_is_refused(app, add):
     """The error names the task and what to write instead; its advice works."""
 
-    @app.task
+    @app.task(shared=False)
     async def blocked():
         return run(add, 1, 2).get()
 
-    @app.task
+    @app.task(shared=False)
     async def advised():
         value = await add(1, 2)
         result = await eager.call(add.apply, args=[1, 2])
@@ -343,15 +342,15 @@ def test_eager_call_inside_an_async_body_is_refused(app, add):
 def test_eager_calls_inside_plain_bodies(app, add, loops):
     """A `def` body may call async tasks eagerly; they know their parent."""
 
-    @app.task(bind=True)
+    @app.task(bind=True, shared=False)
     async def child(self):
         return self.request.parent_id, self.request.root_id
 
-    @app.task(bind=True)
+    @app.task(bind=True, shared=False)
     def plain_child(self):
         return self.request.parent_id, self.request.root_id
 
-    @app.task
+    @app.task(shared=False)
     def parent():
         return child.apply().result, plain_child.apply().result, asyncio.run(add(1, 2))
 
@@ -373,7 +372,7 @@ def test_direct_call_runs_the_body(add):
 def test_direct_call_of_a_retry_raises_the_error(app):
     """Called directly, `self.retry` raises its exception, as in a `def` task."""
 
-    @app.task(bind=True)
+    @app.task(bind=True, shared=False)
     async def flaky(self):
         raise self.retry(exc=ValueError("no"))
 
@@ -388,14 +387,14 @@ def test_canvas_of_eager_async_tasks(app, add):
         assert group(add.s(1, n) for n in range(3)).apply().get() == [1, 2, 3]
         return
 
-    @app.task
+    @app.task(shared=False)
     async def total(numbers):
         await asyncio.sleep(0)
         return sum(numbers)
 
     linked = []
 
-    @app.task
+    @app.task(shared=False)
     async def link(value):
         linked.append(await asyncio.sleep(0, value))
 
@@ -442,7 +441,7 @@ def test_caller_of_an_awaited_call_is_cancelled(app):
 
     started = threading.Event()
 
-    @app.task
+    @app.task(shared=False)
     async def long():
         try:
             events.append("started")
@@ -466,7 +465,7 @@ def test_caller_of_an_awaited_call_is_cancelled(app):
 def test_body_that_is_cancelled_from_within_has_failed(app):
     """As in the pool, not an end of the calling program."""
 
-    @app.task
+    @app.task(shared=False)
     async def cancelled():
         raise asyncio.CancelledError
 
@@ -481,7 +480,7 @@ def test_context_variables_reach_the_eager_body(app):
     """The body sees those of the caller, in all ways of calling."""
     variable = contextvars.ContextVar("variable", default=None)
 
-    @app.task
+    @app.task(shared=False)
     async def read():
         return variable.get()
 
@@ -512,7 +511,7 @@ def test_leftovers_of_a_body_end_with_the_call(app):
         finally:
             ended.append(True)
 
-    @app.task
+    @app.task(shared=False)
     async def leave():
         leave.task = asyncio.create_task(background())
         await asyncio.sleep(0)
@@ -539,7 +538,7 @@ def test_override_of_apply_runs_async_bodies(app):
         def apply(self, *args, **kwargs):
             return eager.apply(self, super().apply, *args, **kwargs)
 
-    @app.task(base=Base, bind=True)
+    @app.task(base=Base, bind=True, shared=False)
     async def task(self):
         await asyncio.sleep(0)
         if self.request.retries < 2:
@@ -554,7 +553,7 @@ def test_override_of_apply_runs_async_bodies(app):
 def test_propagated_retry_is_raised_as_ever(app):
     """With `throw`, Celery raises the retry itself."""
 
-    @app.task(bind=True)
+    @app.task(bind=True, shared=False)
     async def flaky(self):
         raise self.retry(countdown=0)
 
@@ -572,7 +571,7 @@ def test_lifespan_that_runs_is_used_by_eager_calls(app):
         yield "the client"
         events.append("closed")
 
-    @app.task
+    @app.task(shared=False)
     async def use():
         events.append(asyncio.get_running_loop())
         return client.get(), await client.start()
@@ -596,7 +595,7 @@ def test_lifespan_that_does_not_run_here_is_an_error_of_the_task(app):
     async def client():
         yield "the client"
 
-    @app.task
+    @app.task(shared=False)
     async def use():
         return await client.start()
 
@@ -613,7 +612,7 @@ def test_lifespan_that_does_not_run_here_is_an_error_of_the_task(app):
 def test_eager_subprocess_leaves_nothing(app):
     """What a body has used of its loop, here a subprocess and its pipes, is closed with it."""
 
-    @app.task
+    @app.task(shared=False)
     async def echo():
         process = await asyncio.create_subprocess_exec("echo", "hello", stdout=-1)
         out, _ = await process.communicate()
@@ -631,7 +630,7 @@ def test_cancelled_call_waits_for_the_cleanup_of_the_body(app):
     """However many steps that takes; only then the caller goes on."""
     events, started = [], threading.Event()
 
-    @app.task
+    @app.task(shared=False)
     async def long():
         started.set()
         try:
@@ -654,7 +653,7 @@ def test_cancelled_call_waits_for_the_cleanup_of_the_body(app):
 def test_exit_in_a_body_leaves_the_loop_alone(app):
     """`SystemExit` ends the call, as it would with a `def` body, and not the caller's loop."""
 
-    @app.task
+    @app.task(shared=False)
     async def leave():
         raise SystemExit(3)
 

@@ -10,7 +10,7 @@ import time
 import warnings
 
 import pytest
-from celery import Celery, Task, _state, chain, chord, current_app, group, signals
+from celery import Celery, Task, chain, chord, current_app, group, signals
 
 from celery_asyncpool import LifespanError, eager, lifespan
 from celery_asyncpool.testing import start_worker
@@ -34,7 +34,7 @@ def nothing_left():
 
 
 @pytest.fixture
-def app(monkeypatch):
+def app():
     """An app whose own broker and backend cannot be reached."""
     app = Celery(
         "tested",
@@ -42,16 +42,13 @@ def app(monkeypatch):
         broker="redis://127.0.0.1:1",
         backend="redis://127.0.0.1:1",
     )
-    with monkeypatch.context() as patch:
-        # Else each app gets the tasks of all others.
-        patch.setattr(_state, "_on_app_finalizers", set(_state._on_app_finalizers))
-        yield app
+    yield app
     app.close()
 
 
 @pytest.fixture
 def add(app):
-    @app.task
+    @app.task(shared=False)
     async def add(a, b):
         await asyncio.sleep(0)
         return a + b
@@ -73,7 +70,7 @@ def wait_for(condition, what):
 def test_worker_runs_what_is_sent(app, add):
     """`delay`, chains, groups and chords, as with any worker."""
 
-    @app.task
+    @app.task(shared=False)
     async def total(numbers):
         return sum(numbers)
 
@@ -98,7 +95,7 @@ def test_async_bodies_run_side_by_side_on_one_loop(app):
     here = []
     together = 50
 
-    @app.task
+    @app.task(shared=False)
     async def meet():
         here.append(asyncio.get_running_loop())
         if len(here) == together:
@@ -119,7 +116,7 @@ def test_async_bodies_run_side_by_side_on_one_loop(app):
 def test_plain_bodies_run_in_threads(app):
     """A `def` body may block; it is not on the loop."""
 
-    @app.task
+    @app.task(shared=False)
     def where():
         with pytest.raises(RuntimeError):
             asyncio.get_running_loop()
@@ -137,7 +134,7 @@ def test_outcomes_are_those_of_a_worker(app):
         async def on_failure(self, exc, *args, **kwargs):
             seen.append((asyncio.get_running_loop(), str(exc)))
 
-    @app.task(bind=True, max_retries=2, base=Base)
+    @app.task(bind=True, max_retries=2, base=Base, shared=False)
     async def flaky(self, good):
         await asyncio.sleep(0)
         if self.request.retries < good:
@@ -161,7 +158,7 @@ def test_outcomes_are_those_of_a_worker(app):
 def test_results_are_serialised(app):
     """As between processes: what JSON cannot carry fails here, too."""
 
-    @app.task
+    @app.task(shared=False)
     async def bad():
         return object()
 
@@ -183,7 +180,7 @@ def test_tasks_that_come_later_run(app, add):
     with start_worker(app):
         assert get(add.delay(1, 2)) == 3
 
-        @app.task
+        @app.task(shared=False)
         async def later():
             return "later"
 
@@ -222,7 +219,7 @@ def test_messages_and_results_end_with_the_worker(app, add):
     """What one test has sent and nobody has run, the next one does not run."""
     ran = []
 
-    @app.task
+    @app.task(shared=False)
     async def note():
         ran.append(True)
 
@@ -250,7 +247,7 @@ def test_lifespans_live_as_long_as_the_worker(app):
     async def browser():
         yield client.get() + " and the browser"
 
-    @app.task
+    @app.task(shared=False)
     async def use():
         events.append(("body", asyncio.get_running_loop()))
         return client.get(), await browser.start()
@@ -291,7 +288,7 @@ def test_end_cancels_what_runs(app):
         finally:
             events.append("background")
 
-    @app.task
+    @app.task(shared=False)
     async def long():
         long.background = asyncio.create_task(background())
         await asyncio.sleep(0)
@@ -313,7 +310,7 @@ def test_revoke_ends_a_body(app):
     """`revoke(terminate=True)` cancels that one; its result says so."""
     started, cleaned = threading.Event(), threading.Event()
 
-    @app.task
+    @app.task(shared=False)
     async def long():
         started.set()
         try:
@@ -335,7 +332,7 @@ def test_revoke_ends_a_body(app):
 def test_body_that_wants_the_end_has_failed(app, add, error):
     """It ends neither the worker nor the tests."""
 
-    @app.task
+    @app.task(shared=False)
     async def bad():
         raise error
 
@@ -348,15 +345,15 @@ def test_body_that_wants_the_end_has_failed(app, add, error):
 def test_eager_call_on_the_workers_loop_is_refused(app, add):
     """As everywhere; `await` works."""
 
-    @app.task
+    @app.task(shared=False)
     async def blocked():
         return add.apply((1, 2)).get()
 
-    @app.task
+    @app.task(shared=False)
     async def advised():
         return await add(1, 2), (await eager.call(add.apply, (1, 2))).result
 
-    @app.task
+    @app.task(shared=False)
     def plain():
         return add.apply((1, 2)).result
 
