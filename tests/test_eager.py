@@ -10,7 +10,7 @@ import warnings
 from unittest import mock
 
 import pytest
-from celery import Celery, Task, _state, chain, chord, current_task, group, signals
+from celery import Celery, Task, chain, chord, current_task, group, signals
 from celery.exceptions import Retry
 
 from celery_asyncpool import LifespanError, eager, lifespan
@@ -34,14 +34,11 @@ def installed():
 
 
 @pytest.fixture(params=["apply", "always_eager"])
-def app(request, monkeypatch):
+def app(request):
     """An app with a plain configuration, and one whose `delay` is eager."""
     app = Celery("eager", set_as_current=False, broker="memory://", backend="cache+memory://")
     app.conf.task_always_eager = request.param == "always_eager"
-    with monkeypatch.context() as patch:
-        # Else each app gets the tasks of all others.
-        patch.setattr(_state, "_on_app_finalizers", set(_state._on_app_finalizers))
-        yield app
+    yield app
     app.close()
 
 

@@ -10,7 +10,7 @@ import time
 import warnings
 
 import pytest
-from celery import Celery, Task, _state, chain, chord, current_app, group, signals
+from celery import Celery, Task, chain, chord, current_app, group, signals
 
 from celery_asyncpool import LifespanError, eager, lifespan
 from celery_asyncpool.testing import start_worker
@@ -34,7 +34,7 @@ def nothing_left():
 
 
 @pytest.fixture
-def app(monkeypatch):
+def app():
     """An app whose own broker and backend cannot be reached."""
     app = Celery(
         "tested",
@@ -42,10 +42,7 @@ def app(monkeypatch):
         broker="redis://127.0.0.1:1",
         backend="redis://127.0.0.1:1",
     )
-    with monkeypatch.context() as patch:
-        # Else each app gets the tasks of all others.
-        patch.setattr(_state, "_on_app_finalizers", set(_state._on_app_finalizers))
-        yield app
+    yield app
     app.close()
 
 
