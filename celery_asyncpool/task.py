@@ -15,7 +15,7 @@ from .softlimits import check_hook
 
 if TYPE_CHECKING:
     from celery.exceptions import Retry
-    from celery.result import AsyncResult
+    from celery.result import AsyncResult, EagerResult
 
 __all__ = ["AsyncTask", "apply_async"]
 
@@ -45,9 +45,10 @@ class AsyncTask(Base[P, R]):
         check_hook(cls, app.conf.task_soft_time_limit)
         return bound
 
-    def apply(self, *args: Any, **kwargs: Any) -> Any:
+    def apply(self, *args: Any, **kwargs: Any) -> EagerResult[R]:
         """As ``Task.apply``, for ``async def`` bodies too; see :func:`.eager.apply`."""
-        return eager.apply(self, super().apply, *args, **kwargs)
+        result: EagerResult[R] = eager.apply(self, super().apply, *args, **kwargs)
+        return result
 
     async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
         """``delay`` for async code: returns when the broker has the message."""
