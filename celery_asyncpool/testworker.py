@@ -26,7 +26,7 @@ from unittest import mock
 import celery._state
 import celery.worker.state
 from billiard.einfo import ExceptionInfo
-from celery import signals
+from celery import signals, states
 from celery.app.trace import build_tracer
 from celery.backends.cache import CacheBackend, DummyClient  # type: ignore[attr-defined]
 from celery.concurrency.base import BasePool
@@ -187,6 +187,19 @@ class MemoryBackend(CacheBackend):
         client = DummyClient()
         client.cache = LRUCache()
         self.__dict__["client"] = client
+        self._lock = threading.RLock()
+
+    def _store_result(self, task_id: Any, result: Any, state: Any, *args: Any, **kw: Any) -> Any:
+        base: Any = super()
+        with self._lock:
+            # A retry runs, and may end, before the attempt that has sent it says so.
+            if state == states.RETRY and self._is_ready(task_id):
+                return result
+            return base._store_result(task_id, result, state, *args, **kw)
+
+    def _is_ready(self, task_id: Any) -> bool:
+        base: Any = super()
+        return base._get_task_meta_for(task_id)["status"] in states.READY_STATES
 
     def wait_for(self, task_id: Any, *args: Any, **options: Any) -> Any:
         return super().wait_for(task_id, *args, **{**options, "interval": POLL_INTERVAL})

@@ -155,6 +155,19 @@ def test_outcomes_are_those_of_a_worker(app):
         wait_for(lambda: seen == [(2, False, True), (worker.loop, "not yet")], seen)
 
 
+def test_last_attempt_has_the_last_word(app):
+    """A retry may end before the attempt before it has stored RETRY; its failure stays."""
+
+    @app.task(bind=True, max_retries=2, shared=False)
+    async def flaky(self):
+        raise self.retry(exc=ValueError("no"), countdown=0)
+
+    with start_worker(app):
+        for result in [flaky.delay() for _ in range(50)]:
+            with pytest.raises(ValueError, match="no"):
+                get(result)
+
+
 def test_results_are_serialised(app):
     """As between processes: what JSON cannot carry fails here, too."""
 
