@@ -85,7 +85,7 @@ def _prepare_tasks(app: Any) -> dict[str, RunCall]:
     """Make Celery's parts of *app* follow jobs and leave the loop free."""
     follow_task_stack()
     keep_fixup_off_loop()
-    offload.start_threads()
+    offload.start_threads(app)
     offload.offload_publishing(app)
     checkpoints.install_in_pool(offload.offload)
     app._backend = backend_class().of_app(app)

@@ -25,6 +25,7 @@ from ..client import guard
 from ..core.timelimits import Verdict
 from .jobcontext import JobContext, current_job
 from .softhook import in_hook
+from .redis_stores import RedisStores, can_batch
 from .threadpool import ThreadPool
 from .trace import call_in_thread, can_settle, in_tracer, on_loop_thread
 
@@ -74,20 +75,31 @@ CANVAS: tuple[Any, ...] = (
 )
 
 _threads: ThreadPool | None = None
+#: Where results go, when the app's backend is Redis.
+_stores: RedisStores | None = None
 
 
-def start_threads() -> None:
+def start_threads(app: Any) -> None:
     """Start the threads that :func:`offload` uses, in this process."""
-    global _threads
+    global _threads, _stores
     _threads = ThreadPool(OFFLOAD_THREADS, "asyncpool-offload")
+    if can_batch(app.backend):
+        _stores = RedisStores(lambda: _unwrapped(app.backend), _threads)
 
 
 def stop_threads() -> None:
     """Wait for what runs in the threads and end them."""
-    global _threads
+    global _threads, _stores
+    if _stores is not None:
+        _stores.stop()
+        _stores = None
     if _threads is not None:
         _threads.stop()
         _threads = None
+
+
+def _unwrapped(backend: Any) -> Any:
+    return backend.unwrapped if isinstance(backend, OffloadedBackend) else backend
 
 
 def offload(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -102,6 +114,15 @@ def offload(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return tracer.wait(_threads.submit(call)).get()
 
 
+def offload_store(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """As :func:`offload`, for what does nothing but store one result in the app's backend."""
+    tracer = in_tracer()
+    if tracer is None or _stores is None:
+        return offload(function, *args, **kwargs)
+    call = functools.partial(copy_context().run, function, *args, **kwargs)
+    return tracer.wait(_stores.submit(call)).get()
+
+
 class OffloadedBackend:
     """A result backend whose calls leave the tracer's greenlet for a thread.
 
@@ -113,11 +134,15 @@ class OffloadedBackend:
     def __init__(self, current: Callable[[], Any], real: Any) -> None:
         self._current = current
         self._real = real
+        #: How a result is stored that nothing else waits for.
+        self._offload_store = offload
 
     @classmethod
     def of_app(cls, app: Any) -> OffloadedBackend:
         """Wrap the backend of *app*, of which each thread has its own."""
-        return cls(lambda: app.backend, app.backend)
+        wrapped = cls(lambda: app.backend, app.backend)
+        wrapped._offload_store = offload_store
+        return wrapped
 
     @classmethod
     def of_task(cls, backend: Any) -> OffloadedBackend:
@@ -151,9 +176,9 @@ class OffloadedBackend:
         """As the real one; without a result to store or a chord it does no I/O."""
         if not store_result and not getattr(request, "chord", None):
             return self._real.mark_as_done(task_id, result, request, store_result, **options)
-        return offload(
-            self._call, "mark_as_done", task_id, result, request, store_result, **options
-        )
+        has_chord = getattr(request, "chord", None)
+        leave = offload if has_chord else self._offload_store
+        return leave(self._call, "mark_as_done", task_id, result, request, store_result, **options)
 
     def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """In the thread: call the method of the thread's own backend."""

@@ -92,16 +92,20 @@ class ThreadPool:
                     outcome = Outcome(call(), None)
                 except BaseException as exc:
                     outcome = Outcome(None, exc)
-            self._outcomes.append((future, outcome))
-            # The loop clears the mark before it looks at the outcomes, so one
-            # that is added while the mark is set is still seen.
-            if not self._wake_up_sent:
-                self._wake_up_sent = True
-                try:
-                    future.get_loop().call_soon_threadsafe(self._deliver)
-                except RuntimeError:
-                    return  # the loop has been closed: nobody waits any more
+            self._hand_over(future, outcome)
             del item, future, call, outcome  # an idle thread keeps no job alive
+
+    def _hand_over(self, future: asyncio.Future[Outcome], outcome: Outcome) -> None:
+        """In a thread: the call of *future* has been made."""
+        self._outcomes.append((future, outcome))
+        # The loop clears the mark before it looks at the outcomes, so one
+        # that is added while the mark is set is still seen.
+        if not self._wake_up_sent:
+            self._wake_up_sent = True
+            try:
+                future.get_loop().call_soon_threadsafe(self._deliver)
+            except RuntimeError:
+                return  # the loop has been closed: nobody waits any more
 
     def _deliver(self) -> None:
         """On the loop: give the outcomes to those who wait."""
