@@ -1,22 +1,22 @@
-"""The pools that are compared: how each is started, and which task it runs."""
+"""The pools that are compared, and how each is started, as its documentation says."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import os
+import sys
+from dataclasses import dataclass, field
 
-from . import app
-
-__all__ = ["COMMON_OPTIONS", "POOLS", "PoolSpec"]
+__all__ = ["DEFAULT_POOLS", "POOLS", "PoolSpec", "usable_cpus"]
 
 #: Options of ``celery worker`` that all pools get.
-COMMON_OPTIONS = (
-    "-l",
-    "WARNING",
-    "--without-gossip",
-    "--without-mingle",
-    "--without-heartbeat",
-)
+COMMON_OPTIONS = ("-l", "WARNING", "--without-gossip", "--without-mingle", "--without-heartbeat")
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,15 +24,63 @@ class PoolSpec:
     """One way to run a worker.
 
     Attributes:
-        options: of ``celery worker``, as a user would give them.
-        task: the no-op task in the form that suits the pool.
+        options: of ``celery worker``, beside ``-c``.
+        form: which form of a task suits it: ``"sync"`` or ``"async"``.
+        most: tasks that it can sensibly have in flight; a row with more omits it.
+        why: why not more.
+        environment: variables of the worker.
+        runs_tasks: whether bodies run and results are stored (not in ``ceiling``).
+        peer: the environment under ``peers/`` that it needs, if any.
     """
 
     options: tuple[str, ...]
-    task: Any
+    form: str
+    most: int = 100_000
+    why: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+    runs_tasks: bool = True
+    has_processes: bool = False
+    peer: str | None = None
+
+    def command(self, name: str, queue: str, in_flight: int, python: str = "") -> list[str]:
+        """Return the command line of a worker with room for *in_flight* tasks."""
+        return [
+            *(python or sys.executable, "-m", "celery", "-A", "benchmarks.app", "worker"),
+            *("-n", name, "-Q", queue, "-c", str(in_flight)),
+            *self.options,
+            *COMMON_OPTIONS,
+        ]
+
+
+def _custom(path: str) -> dict[str, str]:
+    return {"CELERY_CUSTOM_WORKER_POOL": path}
 
 
 POOLS = {
-    "asyncpool": PoolSpec(("-P", "asyncpool", "-c", "200", "--processes", "2"), app.async_noop),
-    "prefork": PoolSpec(("-P", "prefork", "-c", "2"), app.noop),
+    "asyncpool": PoolSpec(
+        ("-P", "asyncpool", "--processes", str(usable_cpus())), "async", has_processes=True
+    ),
+    "prefork": PoolSpec(
+        ("-P", "prefork"), "sync", most=64, why="one process for each task", has_processes=True
+    ),
+    "gevent": PoolSpec(("-P", "gevent"), "sync"),
+    "threads": PoolSpec(("-P", "threads"), "sync", most=2000, why="one thread for each task"),
+    "solo": PoolSpec(("-P", "solo"), "sync", most=1, why="one task at a time"),
+    "ceiling": PoolSpec(
+        ("-P", "custom"),
+        "sync",
+        environment=_custom("benchmarks.ceiling:Pool"),
+        runs_tasks=False,
+    ),
+    "celery-aio-pool": PoolSpec(
+        ("-P", "custom"),
+        "async",
+        most=1,
+        why="one task at a time, whatever -c says",
+        environment=_custom("celery_aio_pool.pool:AsyncIOPool"),
+        peer="celery-aio-pool",
+    ),
 }
+
+#: Without ``--pools``.
+DEFAULT_POOLS = ("asyncpool", "prefork", "gevent", "threads", "ceiling")
