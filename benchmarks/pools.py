@@ -30,7 +30,7 @@ class PoolSpec:
         why: why not more.
         environment: variables of the worker.
         runs_tasks: whether bodies run and results are stored (not in ``ceiling``).
-        peer: the environment under ``peers/`` that it needs, if any.
+        has_processes: whether a process of it can be killed without ending the worker.
     """
 
     options: tuple[str, ...]
@@ -40,12 +40,11 @@ class PoolSpec:
     environment: dict[str, str] = field(default_factory=dict)
     runs_tasks: bool = True
     has_processes: bool = False
-    peer: str | None = None
 
-    def command(self, name: str, queue: str, in_flight: int, python: str = "") -> list[str]:
+    def command(self, name: str, queue: str, in_flight: int) -> list[str]:
         """Return the command line of a worker with room for *in_flight* tasks."""
         return [
-            *(python or sys.executable, "-m", "celery", "-A", "benchmarks.app", "worker"),
+            *(sys.executable, "-m", "celery", "-A", "benchmarks.app", "worker"),
             *("-n", name, "-Q", queue, "-c", str(in_flight)),
             *self.options,
             *COMMON_OPTIONS,
@@ -71,14 +70,6 @@ POOLS = {
         "sync",
         environment=_custom("benchmarks.ceiling:Pool"),
         runs_tasks=False,
-    ),
-    "celery-aio-pool": PoolSpec(
-        ("-P", "custom"),
-        "async",
-        most=1,
-        why="one task at a time, whatever -c says",
-        environment=_custom("celery_aio_pool.pool:AsyncIOPool"),
-        peer="celery-aio-pool",
     ),
 }
 
