@@ -68,7 +68,7 @@ class Run:
         self.client = client
         self.ledger = ledger
         self.startup = 0.0
-        self._next = 0
+        self._next = self._first = 0
 
     def take(self, count: int) -> int:
         """Return the first of *count* new task numbers."""
@@ -79,17 +79,20 @@ class Run:
         """The name of the task with *body*."""
         return f"{form or self.pool.form}.{body}"
 
+    def publish_first(self) -> None:
+        """Send the task by whose end the start-up time is told; the worker does not run yet."""
+        self._first = self.take(1)
+        self.publish("noop", self._first, 1)
+
     def get_ready(self) -> None:
-        """Wait until the worker answers a ping and has run a first task."""
-        first = self.take(1)
-        self.publish("noop", first, 1)
+        """Wait until the worker answers a ping and has run its first task."""
         deadline = time.monotonic() + START_TIMEOUT
         while not self.client.call("ping"):
             self.worker.check_alive()
             if time.monotonic() > deadline:
                 raise self.worker.error(f"did not answer within {START_TIMEOUT:.0f} s")
-        self.wait_ended(first, 1)
-        self.startup = max(self.ledger.ended[first], 0.0) - self.worker.started_at
+        self.wait_ended(self._first, 1)
+        self.startup = self.ledger.ended[self._first] - self.worker.started_at
 
     def prime(self, count: int) -> None:
         """Run some tasks, so that every process is connected."""
@@ -180,10 +183,12 @@ def start_run(
         worker = Worker(
             pool.command(name, name, in_flight), {**(far if is_far else near), **pool.environment}
         )
-        with ClientProcess(client_command, near) as client, worker:
+        with ClientProcess(client_command, near) as client:
             run = Run(pool, worker, client, ledger)
-            run.get_ready()
-            yield run
+            run.publish_first()
+            with worker:
+                run.get_ready()
+                yield run
 
 
 def _environment(ledger: Path, broker: str, results: str) -> dict[str, str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from . import results
-from .tables import losses, throughput_table
+from .tables import latency_table, losses, memory_table, recovery_table, throughput_table
 
 __all__ = ["render", "summary", "write"]
 
@@ -32,20 +32,46 @@ def render(template: str, session: dict[str, Any] | None) -> str:
     lost = "Not measured yet."
     if session is not None:
         numbers = _numbers(session)
+    if session is not None and session["rows"]:
         lines = losses(session["rows"])
         lost = "\n".join(f"- {line}" for line in lines) or "Nowhere in these rows."
     return template.replace("{numbers}", numbers).replace("{losses}", lost)
 
 
 def summary(session: dict[str, Any]) -> str:
-    """Return the table of throughput."""
-    return throughput_table(session["rows"], _pools(session), "rate")
+    """Return the table of throughput, and of the other measures what there is."""
+    parts = _scenarios(session)
+    if session["rows"]:
+        parts.insert(0, throughput_table(session["rows"], _pools(session), "rate"))
+    return "\n\n".join(parts)
+
+
+def _scenarios(session: dict[str, Any]) -> list[str]:
+    titles = {
+        "latency": (
+            "### Latency\n\nMilliseconds from publish to start and to the stored result, "
+            "no-op tasks, at shares of each pool's own capacity.",
+            latency_table,
+        ),
+        "memory": (
+            "### Memory of waiting tasks\n\nMiB (PSS) of all the worker's processes.",
+            memory_table,
+        ),
+        "recovery": (
+            "### After `kill -9` of a process\n\nUntil a new one starts a task.",
+            recovery_table,
+        ),
+    }
+    return [
+        f"{title}\n\n{table(session['scenarios'][name])}"
+        for name, (title, table) in titles.items()
+        if session["scenarios"].get(name)
+    ]
 
 
 def _numbers(session: dict[str, Any]) -> str:
     rows, pools = session["rows"], _pools(session)
-    parts = [
-        _provenance(session),
+    tables = [
         "### Throughput\n\nTasks per second: median (least to most).",
         throughput_table(rows, pools, "rate"),
         "![Throughput by pool](results/throughput.png)",
@@ -55,6 +81,11 @@ def _numbers(session: dict[str, Any]) -> str:
         throughput_table(rows, pools, "memory", 1 / 2**20),
         "### Start\n\nSeconds until the first task has ended.",
         throughput_table(rows, pools, "startup"),
+    ]
+    parts = [
+        _provenance(session),
+        *(tables if rows else ()),
+        *_scenarios(session),
         _omissions(rows),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"

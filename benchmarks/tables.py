@@ -7,7 +7,16 @@ from typing import Any
 
 from .stats import summarise
 
-__all__ = ["cell", "losses", "markdown", "medians", "throughput_table"]
+__all__ = [
+    "cell",
+    "latency_table",
+    "losses",
+    "markdown",
+    "medians",
+    "memory_table",
+    "recovery_table",
+    "throughput_table",
+]
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -55,6 +64,46 @@ def throughput_table(
         for name, row in rows.items()
     ]
     return markdown(["tasks", "in flight", *pools], lines)
+
+
+def latency_table(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Return percentiles in milliseconds, a line for each pool and load."""
+    lines = []
+    for pool, runs in samples.items():
+        if any("error" in run for run in runs):
+            lines.append([pool, "", cell(runs, "capacity"), *[""] * 6])
+            continue
+        for share in runs[0]["loads"]:
+            loads = [run["loads"][share] for run in runs]
+            figures = [
+                cell([load[what] for load in loads], name, 1000)
+                for what in ("start", "result")
+                for name in ("p50", "p95", "p99")
+            ]
+            lines.append([pool, f"{float(share):.0%}", cell(loads, "rate"), *figures])
+    ends = [f"{what} {name}" for what in ("start", "result") for name in ("p50", "p95", "p99")]
+    return markdown(["pool", "load", "tasks/s", *ends], lines)
+
+
+def memory_table(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Return idle CPU in percent, and MiB by tasks in flight, a line for each pool."""
+    good = {p: runs for p, runs in samples.items() if not any("error" in run for run in runs)}
+    points = sorted({point for runs in good.values() for point in runs[0]["memory"]}, key=int)
+    lines = []
+    for pool, runs in samples.items():
+        if pool not in good:
+            lines.append([pool, cell(runs, "idle_cpu"), *[""] * len(points)])
+            continue
+        memory = [run["memory"] for run in runs]
+        cells = [cell(memory, n, 1 / 2**20) if n in memory[0] else "" for n in points]
+        lines.append([pool, cell(runs, "idle_cpu", 100), *cells])
+    return markdown(["pool", "idle CPU %", *(f"{point} tasks" for point in points)], lines)
+
+
+def recovery_table(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Return seconds until a new process starts a task, and how many tasks were lost."""
+    lines = [[pool, cell(runs, "seconds"), cell(runs, "lost")] for pool, runs in samples.items()]
+    return markdown(["pool", "seconds", "tasks lost"], lines)
 
 
 def losses(rows: Mapping[str, Mapping[str, Any]], ours: str = "asyncpool") -> list[str]:

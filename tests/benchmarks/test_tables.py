@@ -1,7 +1,15 @@
 """Tables in Markdown, and what counts as a figure."""
 
 from benchmarks.report import render
-from benchmarks.tables import cell, losses, markdown, medians
+from benchmarks.tables import (
+    cell,
+    latency_table,
+    losses,
+    markdown,
+    medians,
+    memory_table,
+    recovery_table,
+)
 
 
 def row(**samples):
@@ -48,3 +56,35 @@ def test_report_without_results_has_no_figures():
     assert render("{numbers}|{losses}", None) == (
         "Not measured yet: run `make bench`.\n|Not measured yet."
     )
+
+
+def test_latency_has_a_line_for_each_load():
+    """Seconds become milliseconds; a pool with an error has no figures."""
+    times = {"p50": 0.001, "p95": 0.002, "p99": 0.003}
+    load = {"rate": 200, "start": times, "result": times}
+
+    table = latency_table({"asyncpool": [{"loads": {"0.5": load}}], "solo": [{"error": "x"}]})
+
+    assert "| asyncpool | 50% | 200 (200 to 200) | 1 (1 to 1) | 2 (2 to 2) | 3 (3 to 3) |" in table
+    assert "| solo |  | error (1 of 1) |" in table
+
+
+def test_memory_has_a_column_for_each_count():
+    """A pool without so many tasks has an empty cell."""
+    table = memory_table(
+        {
+            "asyncpool": [{"idle_cpu": 0.01, "memory": {"0": 2**20, "1000": 2**21}}],
+            "prefork": [{"idle_cpu": 0.02, "memory": {"0": 2**22}}],
+        }
+    )
+
+    assert "| pool | idle CPU % | 0 tasks | 1000 tasks |" in table
+    assert "| asyncpool | 1 (1 to 1) | 1 (1 to 1) | 2 (2 to 2) |" in table
+    assert "| prefork | 2 (2 to 2) | 4 (4 to 4) |  |" in table
+
+
+def test_recovery_counts_what_was_lost():
+    """Seconds and tasks, both with their spread."""
+    table = recovery_table({"prefork": [{"seconds": 1.5, "lost": 1}]})
+
+    assert "| prefork | 1.5 (1.5 to 1.5) | 1 (1 to 1) |" in table
