@@ -120,7 +120,11 @@ def _sample(pool: str, row: str, tasks: int, running: Servers) -> dict[str, Any]
 
 def _empty_row(row: Workload, args: argparse.Namespace) -> dict[str, Any]:
     """Return *row* without samples: which pools take part, and why the others do not."""
-    omitted = {pool: reason for pool in args.pools if (reason := _why_not(pool, row)) is not None}
+    omitted = {
+        pool: reason
+        for pool in args.pools
+        if (reason := _why_not(pool, row, args.broker)) is not None
+    }
     return {
         "title": row.title,
         "in_flight": row.in_flight,
@@ -130,12 +134,16 @@ def _empty_row(row: Workload, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _why_not(pool: str, row: Workload) -> str | None:
+def _why_not(pool: str, row: Workload, broker: str) -> str | None:
     spec = POOLS[pool]
     if row.in_flight > spec.most:
         return spec.why
     if not spec.runs_tasks and not row.ceiling:
         return "runs no bodies"
+    if spec.peer in ("taskiq", "dramatiq") and broker != "redis":
+        return "its adapter knows Redis only"
+    if spec.peer in ("taskiq", "dramatiq") and not row.with_result:
+        return "its adapter always stores results"
     return None
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -174,10 +173,10 @@ def start_run(
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         path = Path(folder, "ledger")
         ledger = Ledger.create(path, tasks + PRIMER_TASKS + 1)
-        near = _environment(path, servers.broker, servers.results)
-        far = _environment(path, servers.far_broker, servers.far_results)
+        near = _environment(path, name, servers.broker, servers.results)
+        far = _environment(path, name, servers.far_broker, servers.far_results)
         client_command = [
-            *(sys.executable, "-m", "benchmarks.celery_client"),
+            *pool.client_command(),
             *(str(path), servers.results, name),
         ]
         worker = Worker(
@@ -191,9 +190,10 @@ def start_run(
                 yield run
 
 
-def _environment(ledger: Path, broker: str, results: str) -> dict[str, str]:
+def _environment(ledger: Path, queue: str, broker: str, results: str) -> dict[str, str]:
     return {
         VARIABLE: str(ledger),
+        "BENCHMARK_QUEUE": queue,
         "CELERY_BROKER_URL": broker,
         "CELERY_RESULT_BACKEND": results,
         "C_FORCE_ROOT": "1",

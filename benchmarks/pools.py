@@ -6,6 +6,8 @@ import os
 import sys
 from dataclasses import dataclass, field
 
+from .peers import environment
+
 __all__ = ["DEFAULT_POOLS", "POOLS", "PoolSpec", "usable_cpus"]
 
 #: Options of ``celery worker`` that all pools get.
@@ -31,6 +33,7 @@ class PoolSpec:
         environment: variables of the worker.
         runs_tasks: whether bodies run and results are stored (not in ``ceiling``).
         has_processes: whether a process of it can be killed without ending the worker.
+        peer: the environment under ``peers/`` that it needs, if any.
     """
 
     options: tuple[str, ...]
@@ -40,15 +43,52 @@ class PoolSpec:
     environment: dict[str, str] = field(default_factory=dict)
     runs_tasks: bool = True
     has_processes: bool = False
+    peer: str | None = None
 
     def command(self, name: str, queue: str, in_flight: int) -> list[str]:
         """Return the command line of a worker with room for *in_flight* tasks."""
+        python = environment(self.peer) / "python" if self.peer else sys.executable
         return [
-            *(sys.executable, "-m", "celery", "-A", "benchmarks.app", "worker"),
+            *(str(python), "-m", "celery", "-A", "benchmarks.app", "worker"),
             *("-n", name, "-Q", queue, "-c", str(in_flight)),
             *self.options,
             *COMMON_OPTIONS,
         ]
+
+    def client_command(self) -> list[str]:
+        """Return the command line of the client, without its arguments."""
+        return [sys.executable, "-m", "benchmarks.celery_client"]
+
+
+class TaskiqSpec(PoolSpec):
+    """taskiq has no ``-c``: its slots are per process."""
+
+    def command(self, name: str, queue: str, in_flight: int) -> list[str]:
+        return [
+            *(str(environment("taskiq") / "taskiq"), "worker"),
+            "benchmarks.peers.taskiq.adapter:broker",
+            *("--workers", str(min(usable_cpus(), in_flight))),
+            *("--max-async-tasks", str(-(-in_flight // usable_cpus()))),
+            *("--log-level", "WARNING"),
+        ]
+
+    def client_command(self) -> list[str]:
+        return [str(environment("taskiq") / "python"), "-m", "benchmarks.peers.taskiq.adapter"]
+
+
+class DramatiqSpec(PoolSpec):
+    """dramatiq runs each coroutine from a thread that waits for it; threads are per process."""
+
+    def command(self, name: str, queue: str, in_flight: int) -> list[str]:
+        return [
+            str(environment("dramatiq") / "dramatiq"),
+            "benchmarks.peers.dramatiq.adapter",
+            *("--processes", str(min(usable_cpus(), in_flight))),
+            *("--threads", str(-(-in_flight // usable_cpus()))),
+        ]
+
+    def client_command(self) -> list[str]:
+        return [str(environment("dramatiq") / "python"), "-m", "benchmarks.peers.dramatiq.adapter"]
 
 
 def _custom(path: str) -> dict[str, str]:
@@ -70,6 +110,18 @@ POOLS = {
         "sync",
         environment=_custom("benchmarks.ceiling:Pool"),
         runs_tasks=False,
+    ),
+    "celery-aio-pool": PoolSpec(
+        ("-P", "custom"),
+        "async",
+        most=1,
+        why="one task at a time, whatever -c says",
+        environment=_custom("celery_aio_pool.pool:AsyncIOPool"),
+        peer="celery_aio_pool",
+    ),
+    "taskiq": TaskiqSpec((), "async", peer="taskiq", has_processes=True),
+    "dramatiq": DramatiqSpec(
+        (), "async", most=2000, why="one thread for each task", peer="dramatiq", has_processes=True
     ),
 }
 
