@@ -5,7 +5,7 @@
 #   make test-oldest    all tests, with the oldest versions that pyproject.toml allows
 #   make lint types     ruff, mypy
 #   make soak           minutes of random tasks under random faults: make soak MINUTES=2
-#   make bench          the benchmarks
+#   make bench          the benchmarks: see benchmarks/README.md
 #   make clean          remove the environments and caches
 #
 # Arguments for the program behind it: make demo ARGS="--tasks 200"
@@ -44,7 +44,7 @@ soak: .venv/dev.done
 	@tests/install_servers.sh
 	.venv/bin/python -m tests.soak --minutes $(MINUTES) $(ARGS)
 
-bench: .venv/dev.done
+bench: .venv/bench.done
 	@tests/install_servers.sh
 	.venv/bin/python -m benchmarks $(ARGS)
 
@@ -65,6 +65,10 @@ clean:
 
 .venv/dev.done: pyproject.toml | .venv/pip.done
 	.venv/bin/python -m pip install --quiet --editable ".[demo,redis]" --group dev
+	@touch $@
+
+.venv/bench.done: .venv/dev.done
+	.venv/bin/python -m pip install --quiet --group bench
 	@touch $@
 
 .venv-oldest/dev.done: pyproject.toml tests/oldest.py | .venv-oldest/pip.done

@@ -1,4 +1,4 @@
-"""The Celery app and the tasks that are measured.
+"""The Celery app that is measured: each body as ``def`` and as ``async def`` task.
 
 The worker gets its broker and result backend from Celery's own environment
 variables, ``CELERY_BROKER_URL`` and ``CELERY_RESULT_BACKEND``.
@@ -8,18 +8,12 @@ from __future__ import annotations
 
 from celery import Celery
 
-__all__ = ["app", "async_noop", "noop"]
+from .bodies import ASYNC, SYNC
+
+__all__ = ["app"]
 
 app = Celery("benchmarks", set_as_current=False)
 
-
-@app.task
-async def async_noop(number: int) -> int:
-    """Do nothing, for pools that run ``async def``; return *number*."""
-    return number
-
-
-@app.task
-def noop(number: int) -> int:
-    """Do nothing; return *number*."""
-    return number
+for _form, _bodies in (("sync", SYNC), ("async", ASYNC)):
+    for _name, _body in _bodies.items():
+        app.task(_body, name=f"{_form}.{_name}")

@@ -1,4 +1,4 @@
-"""Run one pool once: a real worker, a full queue, and a clock.
+"""Run one pool once: a fresh worker, a full queue, and a clock.
 
 The clock starts when the worker is told to consume a queue that is already
 full, and ends when the last result is stored, so that it measures processing
@@ -7,197 +7,221 @@ alone. Whatever is not exactly right is a :exc:`BenchmarkError`, never a number.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
-import signal
-import subprocess
-import sys
 import tempfile
 import time
-from typing import IO, Any, cast
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-import redis
+from . import procfs
+from .ledger import VARIABLE, Ledger
+from .pools import PoolSpec
+from .processes import BenchmarkError, ClientProcess, Worker
+from .workloads import Workload
 
-from .app import app
-from .pools import COMMON_OPTIONS, PoolSpec
+__all__ = ["Run", "Servers", "start_run", "throughput"]
 
-__all__ = ["BenchmarkError", "run_once", "use_redis"]
+START_TIMEOUT = 60.0
+#: Seconds without any progress after which a run is given up.
+STALL_TIMEOUT = 60.0
+#: Seconds between two looks at the ledger.
+LOOK = 0.005
+#: Tasks that run before the clock starts: every process is then connected.
+PRIMER_TASKS = 200
 
-START_TIMEOUT = 30.0
-STOP_TIMEOUT = 30.0
-#: Seconds without a new result after which a run is given up.
-STALL_TIMEOUT = 30.0
-#: Seconds between two looks at the results: the clock's resolution.
-POLL_INTERVAL = 0.01
-#: Results that one look fetches at most.
-POLL_BATCH = 1000
-
-#: Tasks that run before the clock starts: every process has then connected to Redis.
-PRIMER_TASKS = 500
-
-
-class BenchmarkError(Exception):
-    """The worker crashed, stalled, or did not do exactly what it should."""
+_run_numbers = itertools.count(1)
 
 
-def use_redis(url: str) -> None:
-    """Make *url* the broker and result backend of all runs."""
-    app.conf.update(broker_url=url, result_backend=url)
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """Where everything is: URLs, and what ``"$NAME"`` in a workload's args stands for."""
+
+    broker: str
+    results: str
+    far_broker: str = ""
+    far_results: str = ""
+    names: dict[str, Any] = field(default_factory=dict)
+
+    def fill_in(self, args: tuple[Any, ...]) -> list[Any]:
+        """Return *args* with names replaced."""
+        return [
+            self.names[arg[1:]] if isinstance(arg, str) and arg.startswith("$") else arg
+            for arg in args
+        ]
 
 
-def run_once(name: str, pool: PoolSpec, tasks: int) -> float:
-    """Run *tasks* no-op tasks through a fresh worker; return the tasks per second.
+class Run:
+    """A worker that is ready, its client and its ledger.
 
-    Raises :exc:`BenchmarkError` unless each task ran once and its result is right.
+    Attributes:
+        startup: seconds from its start until its first task had ended.
     """
-    hostname = f"{name}-{os.getpid()}@benchmarks"
-    primer_queue, queue = f"{hostname}.primer", f"{hostname}.tasks"
-    try:
-        with _Worker(hostname, pool, primer_queue) as worker, _result_client() as client:
-            worker.wait_until_ready()
-            _Results(client, worker, _publish(pool.task, primer_queue, PRIMER_TASKS)).wait()
-            results = _Results(client, worker, _publish(pool.task, queue, tasks))
-            start = time.perf_counter()
-            worker.consume(queue)
-            results.wait()
-            seconds = time.perf_counter() - start
-            worker.check_total(pool.task.name, PRIMER_TASKS + tasks)
-    finally:
-        _delete_queues(primer_queue, queue)
-    return tasks / seconds
 
+    def __init__(self, pool: PoolSpec, worker: Worker, client: ClientProcess, ledger: Ledger):
+        self.pool = pool
+        self.worker = worker
+        self.client = client
+        self.ledger = ledger
+        self.startup = 0.0
+        self._next = self._first = 0
 
-class _Worker:
-    """A ``celery worker`` subprocess; the block's end is its warm shutdown."""
+    def take(self, count: int) -> int:
+        """Return the first of *count* new task numbers."""
+        first, self._next = self._next, self._next + count
+        return first
 
-    def __init__(self, hostname: str, pool: PoolSpec, queue: str) -> None:
-        self.hostname = hostname
-        self._command = (
-            *(sys.executable, "-m", "celery", "-A", "benchmarks.app", "worker"),
-            *("-n", hostname, "-Q", queue),
-            *pool.options,
-            *COMMON_OPTIONS,
-        )
-        self._log: IO[bytes] = tempfile.TemporaryFile()
+    def task(self, body: str, form: str | None = None) -> str:
+        """The name of the task with *body*."""
+        return f"{form or self.pool.form}.{body}"
 
-    def __enter__(self) -> _Worker:
-        self._process = subprocess.Popen(
-            self._command,
-            env={
-                **os.environ,
-                "CELERY_BROKER_URL": app.conf.broker_url,
-                "CELERY_RESULT_BACKEND": app.conf.result_backend,
-            },
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        return self
+    def publish_first(self) -> None:
+        """Send the task by whose end the start-up time is told; the worker does not run yet."""
+        self._first = self.take(1)
+        self.publish("noop", self._first, 1)
 
-    def __exit__(self, exc_type: object, *details: object) -> None:
-        with self._log:
-            self._process.terminate()
-            try:
-                self._process.wait(STOP_TIMEOUT)
-            except subprocess.TimeoutExpired:
-                os.killpg(self._process.pid, signal.SIGKILL)
-                self._process.wait()
-            if exc_type is None and self._process.returncode != 0:
-                raise self.error(f"ended with exit code {self._process.returncode}")
-
-    def wait_until_ready(self) -> None:
-        """Return when the worker answers a ping."""
+    def get_ready(self) -> None:
+        """Wait until the worker answers a ping and has run its first task."""
         deadline = time.monotonic() + START_TIMEOUT
-        while not app.control.ping(destination=[self.hostname], timeout=0.5, limit=1):
-            self.check_alive()
+        while not self.client.call("ping"):
+            self.worker.check_alive()
             if time.monotonic() > deadline:
-                raise self.error(f"did not answer within {START_TIMEOUT} seconds")
+                raise self.worker.error(f"did not answer within {START_TIMEOUT:.0f} s")
+        self.wait_ended(self._first, 1)
+        self.startup = self.ledger.ended[self._first] - self.worker.started_at
 
-    def consume(self, queue: str) -> None:
-        """Tell the worker to take tasks from *queue* too."""
-        replies = app.control.add_consumer(
-            queue, destination=[self.hostname], reply=True, limit=1, timeout=10.0
+    def prime(self, count: int) -> None:
+        """Run some tasks, so that every process is connected."""
+        first = self.take(count)
+        self.publish("noop", first, count)
+        self.wait_ended(first, count)
+        self.check(first, count)
+
+    def publish(
+        self,
+        body: str,
+        first: int,
+        count: int,
+        args: list[Any] | None = None,
+        *,
+        form: str | None = None,
+        later: bool = False,
+        with_result: bool = True,
+    ) -> None:
+        """Send tasks, *later* to where they wait for the client's ``release``."""
+        self.client.call(
+            "publish",
+            task=self.task(body, form),
+            first=first,
+            count=count,
+            args=args or [],
+            later=later,
+            with_result=with_result,
         )
-        if not replies or "ok" not in replies[0][self.hostname]:
-            raise self.error(f"did not consume {queue}: {replies!r}")
 
-    def check_alive(self) -> None:
-        """Raise an error if the worker has ended."""
-        if self._process.poll() is not None:
-            raise self.error(f"ended early with exit code {self._process.returncode}")
+    def wait_ended(self, first: int, count: int) -> None:
+        """Return when the tasks have ended."""
+        self._wait(self.ledger.count_ended, first, count, "ended")
 
-    def check_total(self, task_name: str, expected: int) -> None:
-        """Raise an error unless the worker has accepted exactly *expected* tasks."""
-        stats: Any = app.control.inspect([self.hostname], timeout=10.0).stats() or {}
-        total = stats.get(self.hostname, {}).get("total", {}).get(task_name)
-        if total != expected:
-            raise self.error(f"says it ran {total} tasks, not {expected}")
+    def wait_started(self, first: int, count: int) -> None:
+        """Return when the tasks have started."""
+        self._wait(self.ledger.count_started, first, count, "started")
 
-    def error(self, what: str) -> BenchmarkError:
-        """Return an error that says *what* the worker did, with the end of its log."""
-        self._log.seek(0)
-        log = self._log.read().decode(errors="replace")[-4000:]
-        return BenchmarkError(f"worker {self.hostname} {what}; the end of its log:\n{log}")
-
-
-class _Results:
-    """The results of published tasks, each checked once.
-
-    Looks at the oldest missing ones only, so that the look costs the worker little.
-    """
-
-    def __init__(self, client: redis.Redis, worker: _Worker, expected: dict[str, int]) -> None:
-        self._client = client
-        self._worker = worker
-        self._backend = cast(Any, app.backend)
-        self._missing = {
-            self._backend.get_key_for_task(uuid): number for uuid, number in expected.items()
-        }
-
-    def wait(self) -> None:
-        """Return when all results are stored and right, and remove them."""
-        deadline = time.monotonic() + STALL_TIMEOUT
-        while self._missing:
-            if self._take_stored():
-                deadline = time.monotonic() + STALL_TIMEOUT
-                continue
-            self._worker.check_alive()
+    def _wait(
+        self, progress: Callable[[int, int], int], first: int, count: int, what: str
+    ) -> None:
+        seen, deadline = -1, 0.0
+        while (now := progress(first, count)) < count:
+            if now != seen:
+                seen, deadline = now, time.monotonic() + STALL_TIMEOUT
+            self.worker.check_alive()
             if time.monotonic() > deadline:
-                raise self._worker.error(
-                    f"left {len(self._missing)} tasks without a result for {STALL_TIMEOUT} seconds"
+                raise self.worker.error(
+                    f"stalls: for {STALL_TIMEOUT:.0f} s {now} of {count} tasks have {what}"
                 )
-            time.sleep(POLL_INTERVAL)
+            time.sleep(LOOK)
 
-    def _take_stored(self) -> bool:
-        """Check the results that have come; whether these were all that were asked for."""
-        keys = list(self._missing)[:POLL_BATCH]
-        values: Any = self._client.mget(keys)
-        stored = {key: value for key, value in zip(keys, values, strict=True) if value is not None}
-        for key, value in stored.items():
-            meta = self._backend.decode_result(value)
-            number = self._missing.pop(key)
-            if meta["status"] != "SUCCESS" or meta["result"] != number:
-                raise BenchmarkError(f"task {number} ended with {meta}")
-        if stored:
-            self._client.delete(*stored)
-        return len(stored) == len(keys)
+    def check(self, first: int, count: int, with_result: bool = True) -> float:
+        """Check each task and its result; return when the last one was complete.
 
-
-def _result_client() -> redis.Redis:
-    return redis.Redis.from_url(app.conf.result_backend)
-
-
-def _publish(task: Any, queue: str, count: int) -> dict[str, int]:
-    """Put *count* calls of *task* into *queue*; return each one's number by its id."""
-    expected = {}
-    with app.producer_pool.acquire(block=True) as producer:
-        for number in range(count):
-            result = task.apply_async((number,), queue=queue, producer=producer)
-            expected[result.id] = number
-    return expected
+        Raises :exc:`BenchmarkError` unless each ran exactly once with the right result.
+        """
+        at = max(self.ledger.ended[first : first + count])
+        if with_result and self.pool.runs_tasks:
+            answer = self.client.call("results", first=first, count=count, timeout=STALL_TIMEOUT)
+            if answer["wrong"]:
+                raise self.worker.error(f"gave wrong results: {answer['wrong']}")
+            at = answer["at"]
+        counts = {
+            (self.ledger.times_started(number), self.ledger.times_ended(number))
+            for number in range(first, first + count)
+        }
+        if counts != {(1, 1)}:
+            raise self.worker.error(f"ran tasks this often (started, ended): {sorted(counts)}")
+        return at
 
 
-def _delete_queues(*names: str) -> None:
-    with app.connection_for_write() as connection:
-        channel: Any = connection.default_channel
-        for name in names:
-            channel.queue_delete(name)
+@contextlib.contextmanager
+def start_run(
+    pool: PoolSpec, in_flight: int, servers: Servers, tasks: int, *, is_far: bool = False
+) -> Iterator[Run]:
+    """Start a worker with *in_flight* slots and room in its ledger for *tasks*; yield the run."""
+    name = f"run{next(_run_numbers)}-{os.getpid()}@benchmarks"
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+        path = Path(folder, "ledger")
+        ledger = Ledger.create(path, tasks + PRIMER_TASKS + 1)
+        near = _environment(path, name, servers.broker, servers.results)
+        far = _environment(path, name, servers.far_broker, servers.far_results)
+        client_command = [
+            *pool.client_command(),
+            *(str(path), servers.results, name),
+        ]
+        worker = Worker(
+            pool.command(name, name, in_flight), {**(far if is_far else near), **pool.environment}
+        )
+        with ClientProcess(client_command, near) as client:
+            run = Run(pool, worker, client, ledger)
+            run.publish_first()
+            with worker:
+                run.get_ready()
+                yield run
+
+
+def _environment(ledger: Path, queue: str, broker: str, results: str) -> dict[str, str]:
+    return {
+        VARIABLE: str(ledger),
+        "BENCHMARK_QUEUE": queue,
+        "CELERY_BROKER_URL": broker,
+        "CELERY_RESULT_BACKEND": results,
+        "C_FORCE_ROOT": "1",
+    }
+
+
+def throughput(pool: PoolSpec, row: Workload, servers: Servers, tasks: int) -> dict[str, Any]:
+    """Run *tasks* tasks of *row* through a fresh worker; return one sample."""
+    args = servers.fill_in(row.args)
+    with start_run(pool, row.in_flight, servers, tasks, is_far=row.is_far) as run:
+        run.prime(PRIMER_TASKS)
+        rest = procfs.pss_bytes(run.worker.pid)
+        first = run.take(tasks)
+        run.publish(
+            row.body, first, tasks, args, form=row.form, later=True, with_result=row.with_result
+        )
+        if run.ledger.count_started(first, tasks):
+            raise BenchmarkError("tasks started before the clock")
+        before = procfs.cpu_seconds(run.worker.pid)
+        start = run.client.call("release")
+        run.wait_ended(first, tasks)
+        end = run.check(first, tasks, row.with_result)
+        after = procfs.cpu_seconds(run.worker.pid)
+    return {
+        "rate": tasks / (end - start),
+        "cpu_per_1000": None
+        if before is None or after is None
+        else (after - before) * 1000 / tasks,
+        "startup": run.startup,
+        "memory": rest,
+    }

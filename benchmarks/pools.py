@@ -1,22 +1,24 @@
-"""The pools that are compared: how each is started, and which task it runs."""
+"""The pools that are compared, and how each is started, as its documentation says."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import os
+import sys
+from dataclasses import dataclass, field
 
-from . import app
+from .peers import environment
 
-__all__ = ["COMMON_OPTIONS", "POOLS", "PoolSpec"]
+__all__ = ["DEFAULT_POOLS", "POOLS", "PoolSpec", "usable_cpus"]
 
 #: Options of ``celery worker`` that all pools get.
-COMMON_OPTIONS = (
-    "-l",
-    "WARNING",
-    "--without-gossip",
-    "--without-mingle",
-    "--without-heartbeat",
-)
+COMMON_OPTIONS = ("-l", "WARNING", "--without-gossip", "--without-mingle", "--without-heartbeat")
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,15 +26,104 @@ class PoolSpec:
     """One way to run a worker.
 
     Attributes:
-        options: of ``celery worker``, as a user would give them.
-        task: the no-op task in the form that suits the pool.
+        options: of ``celery worker``, beside ``-c``.
+        form: which form of a task suits it: ``"sync"`` or ``"async"``.
+        most: tasks that it can sensibly have in flight; a row with more omits it.
+        why: why not more.
+        environment: variables of the worker.
+        runs_tasks: whether bodies run and results are stored (not in ``ceiling``).
+        has_processes: whether a process of it can be killed without ending the worker.
+        peer: the environment under ``peers/`` that it needs, if any.
     """
 
     options: tuple[str, ...]
-    task: Any
+    form: str
+    most: int = 100_000
+    why: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+    runs_tasks: bool = True
+    has_processes: bool = False
+    peer: str | None = None
+
+    def command(self, name: str, queue: str, in_flight: int) -> list[str]:
+        """Return the command line of a worker with room for *in_flight* tasks."""
+        python = environment(self.peer) / "python" if self.peer else sys.executable
+        return [
+            *(str(python), "-m", "celery", "-A", "benchmarks.app", "worker"),
+            *("-n", name, "-Q", queue, "-c", str(in_flight)),
+            *self.options,
+            *COMMON_OPTIONS,
+        ]
+
+    def client_command(self) -> list[str]:
+        """Return the command line of the client, without its arguments."""
+        return [sys.executable, "-m", "benchmarks.celery_client"]
+
+
+class TaskiqSpec(PoolSpec):
+    """taskiq has no ``-c``: its slots are per process."""
+
+    def command(self, name: str, queue: str, in_flight: int) -> list[str]:
+        return [
+            *(str(environment("taskiq") / "taskiq"), "worker"),
+            "benchmarks.peers.taskiq.adapter:broker",
+            *("--workers", str(min(usable_cpus(), in_flight))),
+            *("--max-async-tasks", str(-(-in_flight // usable_cpus()))),
+            *("--log-level", "WARNING"),
+        ]
+
+    def client_command(self) -> list[str]:
+        return [str(environment("taskiq") / "python"), "-m", "benchmarks.peers.taskiq.adapter"]
+
+
+class DramatiqSpec(PoolSpec):
+    """dramatiq runs each coroutine from a thread that waits for it; threads are per process."""
+
+    def command(self, name: str, queue: str, in_flight: int) -> list[str]:
+        return [
+            str(environment("dramatiq") / "dramatiq"),
+            "benchmarks.peers.dramatiq.adapter",
+            *("--processes", str(min(usable_cpus(), in_flight))),
+            *("--threads", str(-(-in_flight // usable_cpus()))),
+        ]
+
+    def client_command(self) -> list[str]:
+        return [str(environment("dramatiq") / "python"), "-m", "benchmarks.peers.dramatiq.adapter"]
+
+
+def _custom(path: str) -> dict[str, str]:
+    return {"CELERY_CUSTOM_WORKER_POOL": path}
 
 
 POOLS = {
-    "asyncpool": PoolSpec(("-P", "asyncpool", "-c", "200", "--processes", "2"), app.async_noop),
-    "prefork": PoolSpec(("-P", "prefork", "-c", "2"), app.noop),
+    "asyncpool": PoolSpec(
+        ("-P", "asyncpool", "--processes", str(usable_cpus())), "async", has_processes=True
+    ),
+    "prefork": PoolSpec(
+        ("-P", "prefork"), "sync", most=64, why="one process for each task", has_processes=True
+    ),
+    "gevent": PoolSpec(("-P", "gevent"), "sync"),
+    "threads": PoolSpec(("-P", "threads"), "sync", most=2000, why="one thread for each task"),
+    "solo": PoolSpec(("-P", "solo"), "sync", most=1, why="one task at a time"),
+    "ceiling": PoolSpec(
+        ("-P", "custom"),
+        "sync",
+        environment=_custom("benchmarks.ceiling:Pool"),
+        runs_tasks=False,
+    ),
+    "celery-aio-pool": PoolSpec(
+        ("-P", "custom"),
+        "async",
+        most=1,
+        why="one task at a time, whatever -c says",
+        environment=_custom("celery_aio_pool.pool:AsyncIOPool"),
+        peer="celery_aio_pool",
+    ),
+    "taskiq": TaskiqSpec((), "async", peer="taskiq", has_processes=True),
+    "dramatiq": DramatiqSpec(
+        (), "async", most=2000, why="one thread for each task", peer="dramatiq", has_processes=True
+    ),
 }
+
+#: Without ``--pools``.
+DEFAULT_POOLS = ("asyncpool", "prefork", "gevent", "threads", "ceiling")

@@ -1,0 +1,1 @@
+"""One question per file, without a broker: ``python -m benchmarks.micro.framer``."""
