@@ -24,8 +24,8 @@ from celery.exceptions import Reject, Retry
 from ..client import guard
 from ..core.timelimits import Verdict
 from .jobcontext import JobContext, current_job
-from .softhook import in_hook
 from .redis_stores import RedisStores, can_batch
+from .softhook import in_hook
 from .threadpool import ThreadPool
 from .trace import call_in_thread, can_settle, in_tracer, on_loop_thread
 

@@ -171,7 +171,7 @@ def _ask(client: Any, questions: Iterable[_Question]) -> list[list[Any]]:
 def batching(client: Any) -> Any:
     """Make *client* one whose commands wait for a round, when a call wants them."""
     if not isinstance(client, _BatchingClient):
-        client.__class__ = _mixed(_BatchingClient, type(client))
+        client.__class__ = _mixed(_BatchingClient, client.__class__)
     return client
 
 
@@ -199,7 +199,7 @@ class _BatchingClient:
 
     def pipeline(self, *args: Any, **options: Any) -> Any:
         pipeline = super().pipeline(*args, **options)  # type: ignore[misc]
-        pipeline.__class__ = _mixed(_BatchingPipeline, type(pipeline))
+        pipeline.__class__ = _mixed(_BatchingPipeline, pipeline.__class__)
         return pipeline
 
 
