@@ -63,8 +63,9 @@ def rabbitmq_url(rabbitmq_server: RabbitMQServer) -> str:
 
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[PostgreSQLServer]:
-    """The session's PostgreSQL."""
-    require(PostgreSQLServer)
+    """The session's PostgreSQL; without one its tests are skipped, in CI too."""
+    if PostgreSQLServer.find() is None:
+        pytest.skip("needs PostgreSQL, which is not installed")
     with PostgreSQLServer() as server:
         yield server
 
