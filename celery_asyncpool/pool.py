@@ -30,6 +30,7 @@ from .parent.shutdown import ColdSignals, Shutdown, is_cold_shutdown
 from .parent.supervisor import EXIT_TIMEOUT, Supervisor
 from .prefetch import Prefetch
 from .redis_close import survive_second_close
+from .redis_transport import AcksTogether, keep_clients
 from .request import (
     fail_for_good,
     finish_async_errbacks,
@@ -97,6 +98,7 @@ class Pool(BasePool):
                 "much memory another process uses (Linux does, in /proc)"
             )
         survive_second_close()
+        keep_clients()
         use_request(self.app)
         finish_async_errbacks()
         warn_of_async_receivers()
@@ -131,6 +133,7 @@ class Pool(BasePool):
             caps=self._caps,
             on_slot_free=self._slot_is_free,
             on_waiting=self._on_waiting,
+            together=AcksTogether(),
             on_give_up=_end_worker,
             connection_errors=self.app.connection_for_read().connection_errors,
         )
