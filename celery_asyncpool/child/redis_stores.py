@@ -13,9 +13,11 @@ made again by other threads, one by one, with Celery's own retries.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+from collections import deque
 from collections.abc import Callable, Iterable
-from queue import Empty
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import greenlet
@@ -27,6 +29,8 @@ __all__ = ["RedisStores", "can_batch"]
 
 #: Calls in one round, which holds up Redis for everybody.
 MOST_AT_ONCE = 100
+
+_Item = tuple["asyncio.Future[Outcome]", Callable[[], Any]]
 
 
 def can_batch(backend: Any) -> bool:
@@ -51,6 +55,28 @@ class RedisStores(ThreadPool):
         super().__init__(1, "asyncpool-redis")
         self._backend = backend
         self._others = others
+        #: Calls of this turn of the loop, which wake the thread once.
+        self._gathered: deque[_Item] = deque()
+        self._batches: SimpleQueue[deque[_Item] | None] = SimpleQueue()
+
+    def submit(self, call: Callable[[], Any]) -> asyncio.Future[Outcome]:
+        """As :meth:`ThreadPool.submit`, when this turn of the loop is over."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Outcome] = loop.create_future()
+        if not self._gathered:
+            loop.call_soon(self._send_batch)
+        self._gathered.append((future, call))
+        return future
+
+    def _send_batch(self) -> None:
+        batch, self._gathered = self._gathered, deque()
+        self._pending += len(batch)
+        self._batches.put(batch)
+        self._start_thread()
+
+    def stop(self) -> None:
+        self._batches.put(None)
+        super().stop()
 
     def _work(self) -> None:
         call_in_thread(self._make_calls)
@@ -58,17 +84,17 @@ class RedisStores(ThreadPool):
     def _make_calls(self) -> None:
         """In the thread: make calls, as many at once as there are, until there is None."""
         client = batching(self._backend().client)
+        waiting: deque[_Item] = deque()
         calls: dict[_Call, _Question] = {}
         is_ending = False
-        while calls or not is_ending:
-            while len(calls) < MOST_AT_ONCE and not is_ending:
-                try:
-                    item = self._calls.get(block=not calls)
-                except Empty:
-                    break
-                is_ending = item is None
-                if item is not None:
-                    self._go_on(calls, _Call(*item))
+        while not is_ending or waiting or calls:
+            with contextlib.suppress(Empty):
+                while not is_ending:
+                    batch = self._batches.get(block=not (waiting or calls))
+                    is_ending = batch is None
+                    waiting += batch or ()
+            while waiting and len(calls) < MOST_AT_ONCE:
+                self._go_on(calls, _Call(*waiting.popleft()))
             if calls:
                 self._make_round(client, calls)
 

@@ -66,13 +66,17 @@ class ThreadPool:
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._calls.put((future, call))
         self._pending += 1
+        self._start_thread()
+        return future
+
+    def _start_thread(self) -> None:
+        """Start another thread if there are more calls than threads, and may be."""
         if self._pending > len(self._threads) < self.limit:
             thread = Thread(
                 target=self._work, name=f"{self.name}_{len(self._threads)}", daemon=True
             )
             self._threads.append(thread)
             thread.start()
-        return future
 
     def stop(self) -> None:
         """Wait until the calls so far have been made, and end the threads."""
