@@ -141,9 +141,9 @@ def _why_not(pool: str, row: Workload, broker: str) -> str | None:
         return spec.why
     if not spec.runs_tasks and not row.ceiling:
         return "runs no bodies"
-    if spec.peer in ("taskiq", "dramatiq") and broker != "redis":
+    if spec.peer in ("taskiq", "arq", "dramatiq") and broker != "redis":
         return "its adapter knows Redis only"
-    if spec.peer in ("taskiq", "dramatiq") and not row.with_result:
+    if spec.peer in ("taskiq", "arq", "dramatiq") and not row.with_result:
         return "its adapter always stores results"
     return None
 

@@ -76,6 +76,19 @@ class TaskiqSpec(PoolSpec):
         return [str(environment("taskiq") / "python"), "-m", "benchmarks.peers.taskiq.adapter"]
 
 
+class ArqSpec(PoolSpec):
+    """arq has one process per worker: as many workers as CPUs share the slots."""
+
+    def command(self, name: str, queue: str, in_flight: int) -> list[str]:
+        return [
+            *(str(environment("arq") / "python"), "-m", "benchmarks.peers.arq.workers"),
+            *(str(min(usable_cpus(), in_flight)), str(in_flight)),
+        ]
+
+    def client_command(self) -> list[str]:
+        return [str(environment("arq") / "python"), "-m", "benchmarks.peers.arq.adapter"]
+
+
 class DramatiqSpec(PoolSpec):
     """dramatiq runs each coroutine from a thread that waits for it; threads are per process."""
 
@@ -120,6 +133,7 @@ POOLS = {
         peer="celery_aio_pool",
     ),
     "taskiq": TaskiqSpec((), "async", peer="taskiq", has_processes=True),
+    "arq": ArqSpec((), "async", peer="arq"),
     "dramatiq": DramatiqSpec(
         (), "async", most=2000, why="one thread for each task", peer="dramatiq", has_processes=True
     ),
