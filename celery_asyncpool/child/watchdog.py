@@ -21,6 +21,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 from celery.utils.log import get_logger
@@ -62,6 +63,7 @@ class Watchdog:
         self._report_fd = report_fd
         self._idle_file = idle_file
         self._main = threading.get_ident()
+        self._main_id = threading.get_native_id()
         self._work = threading.Event()
         self._turned = threading.Event()
         self._stopping = False
@@ -97,13 +99,17 @@ class Watchdog:
 
     def _look(self) -> None:
         """Wait a little; if the main thread is not in a poll, see if the loop turns."""
-        before = time.monotonic()
+        before = time.monotonic() - self._starved()
         threading.Event().wait(self.patience / 2)
-        held = time.monotonic() - before - self.patience / 2
+        held = time.monotonic() - self._starved() - before - self.patience / 2
         if held > self.patience:
             self._tell_afterwards(held)
         elif not self._is_polling(sys._current_frames().get(self._main)):
             self._watch_turn()
+
+    def _starved(self) -> float:
+        """Seconds that this thread, and the main one, have waited for a CPU: nobody's call."""
+        return _waited_for_cpu(self._main_id) + _waited_for_cpu(threading.get_native_id())
 
     def _watch_turn(self) -> None:
         asked = time.monotonic()
@@ -151,3 +157,12 @@ class Watchdog:
         file = frame.f_code.co_filename
         # uvloop polls in C, right under our own call; asyncio in `selectors`.
         return file == self._idle_file or file.endswith("selectors.py")
+
+
+def _waited_for_cpu(thread_id: int) -> float:
+    """Seconds that a thread of this process could have run and did not; 0 where none tells."""
+    try:
+        _, waited, _ = Path(f"/proc/self/task/{thread_id}/schedstat").read_text().split()
+    except (OSError, ValueError):
+        return 0.0
+    return int(waited) / 1e9

@@ -197,7 +197,24 @@ def test_idle_loop_is_never_woken(runner, caplog):
         runner.run(main(watch))
 
     assert watch.loop.woken == 0
+    # A virtual machine that stands still for a moment looks like a lock that is held.
+    told = [record.getMessage() for record in caplog.records]
+    assert [message for message in told if "interpreter's lock" not in message] == []
+
+
+def test_waiting_for_a_cpu_is_nobodys_call(runner, caplog):
+    """When a watchdog is late since the machine is too busy, it says nothing of it."""
+    watchdog = Watch(runner).watchdog
+    watchdog._watch_turn = lambda: None
+
+    watchdog._starved = iter([0, 100]).__next__
+    watchdog._look()
     assert caplog.records == []
+
+    watchdog._starved = iter([100, 0]).__next__
+    watchdog._look()
+    [told] = caplog.records
+    assert "held the interpreter's lock" in told.getMessage()
 
 
 def test_without_jobs_there_is_nothing_to_watch(runner):
