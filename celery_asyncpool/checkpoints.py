@@ -27,7 +27,7 @@ from celery.exceptions import ImproperlyConfigured
 from celery.utils.log import get_logger
 from kombu.exceptions import DecodeError, EncodeError
 
-from .client.threads import CallThreads
+from .client.threads import CallThreads, make_call
 
 __all__ = ["install_in_pool", "load", "save"]
 
@@ -254,11 +254,7 @@ class OrderedCalls:
     def _work(self) -> None:
         while (item := self._next()) is not None:
             future, call = item
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(call())
-                except BaseException as exc:
-                    future.set_exception(exc)
+            make_call(future, call)
             del item, future, call
 
     def _next(self) -> tuple[Future[Any], Callable[[], Any]] | None:

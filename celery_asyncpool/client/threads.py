@@ -9,12 +9,22 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-__all__ = ["CallThreads"]
+__all__ = ["CallThreads", "make_call"]
 
 T = TypeVar("T")
 
 #: Seconds after which a thread without work ends.
 IDLE = 10.0
+
+
+def make_call(future: Future[T], call: Callable[[], T]) -> None:
+    """Make *call* and settle *future* with its outcome, unless that was cancelled before."""
+    if future.set_running_or_notify_cancel():
+        try:
+            future.set_result(call())
+        except BaseException as exc:
+            future.set_exception(exc)
+            del future, call  # the traceback refers to this frame
 
 
 class CallThreads:
@@ -53,11 +63,7 @@ class CallThreads:
     def _work(self) -> None:
         while (item := self._next()) is not None:
             future, call = item
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(call())
-                except BaseException as exc:
-                    future.set_exception(exc)
+            make_call(future, call)
             self.last_return = time.monotonic()
             del item, future, call  # an idle thread keeps nothing alive
 
