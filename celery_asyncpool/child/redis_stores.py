@@ -30,7 +30,13 @@ __all__ = ["RedisStores", "can_batch"]
 #: Calls in one round, which holds up Redis for everybody.
 MOST_AT_ONCE = 100
 
+#: The commands that store a result.
+STORES = frozenset({"SET", "SETEX", "PUBLISH"})
+
 _Item = tuple["asyncio.Future[Outcome]", Callable[[], Any]]
+#: As in a pipeline of redis-py: its arguments, and how its reply is parsed.
+_Command = tuple[tuple[Any, ...], dict[str, Any]]
+_Commands = list[_Command]
 
 
 def can_batch(backend: Any) -> bool:
@@ -83,41 +89,52 @@ class RedisStores(ThreadPool):
 
     def _make_calls(self) -> None:
         """In the thread: make calls, as many at once as there are, until there is None."""
-        client = batching(self._backend().client)
+        line = _Line(batching(self._backend().client))
         waiting: deque[_Item] = deque()
-        calls: dict[_Call, _Question] = {}
+        calls: dict[_Call, _Commands] = {}
         is_ending = False
         while not is_ending or waiting or calls:
             with contextlib.suppress(Empty):
                 while not is_ending:
-                    batch = self._batches.get(block=not (waiting or calls))
+                    batch = self._next_batch(line, is_idle=not (waiting or calls))
                     is_ending = batch is None
                     waiting += batch or ()
             while waiting and len(calls) < MOST_AT_ONCE:
                 self._go_on(calls, _Call(*waiting.popleft()))
             if calls:
-                self._make_round(client, calls)
+                self._make_round(line, calls)
 
-    def _make_round(self, client: Any, calls: dict[_Call, _Question]) -> None:
+    def _next_batch(self, line: _Line, is_idle: bool) -> deque[_Item] | None:
+        """Return the next calls; raises ``Empty`` where there are others to go on with."""
+        try:
+            return self._batches.get_nowait()
+        except Empty:
+            if not is_idle:
+                raise
+            line.hang_up()
+            return self._batches.get()
+
+    def _make_round(self, line: _Line, calls: dict[_Call, _Commands]) -> None:
         """Ask Redis what all *calls* want of it, and let each go on with its replies."""
         try:
-            replies = _ask(client, calls.values())
+            replies = line.ask(command for commands in calls.values() for command in commands)
         except Exception:
             for call in list(calls):
                 del calls[call]
                 self._make_elsewhere(call)
             return
-        for call, reply in zip(list(calls), replies, strict=True):
+        of_next = iter(replies)
+        for call, commands in list(calls.items()):
             del calls[call]
-            self._go_on(calls, call, reply)
+            self._go_on(calls, call, [next(of_next) for _ in commands])
 
-    def _go_on(self, calls: dict[_Call, _Question], call: _Call, *replies: list[Any]) -> None:
+    def _go_on(self, calls: dict[_Call, _Commands], call: _Call, *replies: list[Any]) -> None:
         """Run *call* to its end, or until it wants something of Redis."""
-        question = call.switch(*replies)
+        commands = call.switch(*replies)
         if call.dead:
             self._hand_over(call.future, call.outcome)
         else:
-            calls[call] = question
+            calls[call] = commands
 
     def _make_elsewhere(self, call: _Call) -> None:
         while not call.dead:
@@ -144,16 +161,6 @@ class _Broken(BaseException):
     """Ends a call whose round has failed; it will be made again."""
 
 
-class _Question:
-    """What a call wants of Redis: commands with their options."""
-
-    __slots__ = ("commands", "is_transaction")
-
-    def __init__(self, commands: list[Any], is_transaction: bool) -> None:
-        self.commands = commands
-        self.is_transaction = is_transaction
-
-
 class _Call(greenlet.greenlet):
     """The greenlet of one call."""
 
@@ -172,23 +179,57 @@ class _Call(greenlet.greenlet):
         except BaseException as exc:
             self.outcome = Outcome(None, exc)
 
-    def ask(self, commands: list[Any], is_transaction: bool) -> list[Any]:
+    def ask(self, commands: _Commands) -> list[Any]:
         """From within the call: return the replies to *commands*, errors among them."""
         assert self.parent is not None
-        replies: list[Any] = self.parent.switch(_Question(commands, is_transaction))
+        replies: list[Any] = self.parent.switch(commands)
         return replies
 
 
-def _ask(client: Any, questions: Iterable[_Question]) -> list[list[Any]]:
-    """Return the replies to each of *questions*, in one round trip."""
-    questions = list(questions)
-    # One transaction for all: each is one then, and nobody sees the half of it.
-    pipeline = client.pipeline(transaction=any(question.is_transaction for question in questions))
-    for question in questions:
-        for args, options in question.commands:
-            pipeline.execute_command(*args, **options)
-    replies = iter(pipeline.execute(raise_on_error=False))
-    return [[next(replies) for _ in question.commands] for question in questions]
+class _Line:
+    """A connection of a client, which is its pool's again while nobody asks."""
+
+    def __init__(self, client: Any) -> None:
+        from redis.exceptions import ResponseError  # where there is a client, there is redis
+
+        self._client = client
+        self._refused = ResponseError
+        self._connection: Any = None
+
+    def ask(self, commands: Iterable[_Command]) -> list[Any]:
+        """Return the replies to *commands*, errors among them, in one round trip.
+
+        A pipeline of redis-py does the same at twice the cost.
+        """
+        commands = list(commands)
+        connection = self._connection = self._connection or self._take()
+        try:
+            packed = connection.pack_commands(args for args, _ in commands)
+            connection.send_packed_command(packed)
+            return [self._reply(connection, args[0], options) for args, options in commands]
+        except BaseException:
+            connection.disconnect()  # replies may be under way that nobody would read
+            self.hang_up()
+            raise
+
+    def _reply(self, connection: Any, name: str, options: dict[str, Any]) -> Any:
+        try:
+            return self._client.parse_response(connection, name, **options)
+        except self._refused as exc:
+            return exc
+
+    def _take(self) -> Any:
+        pool = self._client.connection_pool
+        try:
+            return pool.get_connection()
+        except TypeError:
+            return pool.get_connection("SET")  # redis-py before 5.3 wants a name
+
+    def hang_up(self) -> None:
+        """Give the connection back."""
+        if self._connection is not None:
+            self._client.connection_pool.release(self._connection)
+            self._connection = None
 
 
 # The client of redis-py, in which calls stop.
@@ -218,7 +259,7 @@ class _BatchingClient:
         call = _current_call()
         if call is None:
             return super().execute_command(*args, **options)  # type: ignore[misc]
-        [reply] = call.ask([(args, options)], False)
+        [reply] = call.ask([(args, options)])
         if isinstance(reply, Exception):
             raise reply
         return reply
@@ -241,7 +282,7 @@ class _BatchingPipeline:
         if call is None or self._needs_its_own_connection or not self.command_stack:
             return real.execute(raise_on_error)
         try:
-            replies = call.ask(self.command_stack, self.transaction)
+            replies = call.ask(self.command_stack)
             if raise_on_error:
                 real.raise_first_error(self.command_stack, replies)
             return replies
@@ -251,4 +292,14 @@ class _BatchingPipeline:
     @property
     def _needs_its_own_connection(self) -> bool:
         pipeline: Any = self
-        return bool(pipeline.watching or pipeline.explicit_transaction or pipeline.scripts)
+        if pipeline.watching or pipeline.explicit_transaction or pipeline.scripts:
+            return True
+        return self.transaction and not self._stores_a_result
+
+    @property
+    def _stores_a_result(self) -> bool:
+        """Whether this is the backend's pipeline: a value, and the same to who waits for it.
+
+        A transaction adds nothing to these two, and costs two more replies each.
+        """
+        return STORES.issuperset(args[0] for args, _ in self.command_stack)
