@@ -8,7 +8,6 @@ from contextvars import ContextVar, copy_context
 import pytest
 from celery import Celery
 
-from celery_asyncpool.child import redis_stores
 from celery_asyncpool.child.redis_stores import MOST_AT_ONCE, RedisStores, can_batch
 from celery_asyncpool.child.threadpool import ThreadPool
 
