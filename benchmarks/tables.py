@@ -180,13 +180,12 @@ def _scenario_figures(
 
 def _beaten(what: str, figures: Mapping[str, float], ours: str, sign: int = 1) -> Iterator[str]:
     """Yield a line for each pool with a smaller figure; with -1 as *sign*, a greater one."""
-    if ours not in figures:
+    mine = figures.get(ours)
+    if not mine:
         return
-    mine = figures[ours]
     for pool, value in figures.items():
         if pool not in (ours, NO_CHOICE) and sign * value < sign * mine:
-            share = f", {value / mine:.2f} times {ours}'s" if mine else ""
-            yield f"{what}: {pool}{share}"
+            yield f"{what}: {pool} has {value / mine:.2f} times {ours}'s"
 
 
 def _number(value: float) -> str:
