@@ -24,7 +24,8 @@ def draw(session: dict[str, Any], folder: Path) -> None:
         if session["scenarios"].get(name):
             figure, panel = pyplot.subplots(figsize=(8, 4), layout="constrained")
             draw_lines(panel, _without_errors(session["scenarios"][name]))
-            panel.legend()
+            if panel.lines:
+                panel.legend()
             figure.savefig(folder / f"{name}.png", dpi=120)
             pyplot.close(figure)
 
@@ -50,7 +51,7 @@ def _latency_lines(panel: Any, samples: dict[str, list[Any]]) -> None:
 
 def _memory_lines(panel: Any, samples: dict[str, list[Any]]) -> None:
     for pool, runs in samples.items():
-        points = list(runs[0]["memory"])
+        points = [n for n in runs[0]["memory"] if all(run["memory"][n] for run in runs)]
         values = [median(run["memory"][point] for run in runs) / 2**20 for point in points]
         panel.plot([int(point) for point in points], values, marker="o", label=pool)
     panel.set_xscale("symlog")

@@ -20,8 +20,17 @@ from benchmarks.client import Client
 BROKER = os.environ["CELERY_BROKER_URL"]
 QUEUE = os.environ["BENCHMARK_QUEUE"].replace("@", "-")
 
-backend = RedisBackend(url=os.environ["CELERY_RESULT_BACKEND"])
-broker = RedisBroker(url=BROKER)
+#: Connections that the threads of one process may use at once; redis-py's default is 100.
+MOST = 4096
+
+
+def connect(url: str) -> redis.Redis:
+    """Return a client with connections for all threads."""
+    return redis.Redis(connection_pool=redis.ConnectionPool.from_url(url, max_connections=MOST))
+
+
+backend = RedisBackend(client=connect(os.environ["CELERY_RESULT_BACKEND"]))
+broker = RedisBroker(client=connect(BROKER))
 broker.add_middleware(AsyncIO())
 broker.add_middleware(Results(backend=backend, store_results=True))
 dramatiq.set_broker(broker)
