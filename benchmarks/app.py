@@ -6,6 +6,8 @@ variables, ``CELERY_BROKER_URL`` and ``CELERY_RESULT_BACKEND``.
 
 from __future__ import annotations
 
+import os
+
 from celery import Celery
 
 from .bodies import ASYNC, SYNC
@@ -13,6 +15,8 @@ from .bodies import ASYNC, SYNC
 __all__ = ["app"]
 
 app = Celery("benchmarks", set_as_current=False)
+if "BENCHMARK_THREADS" in os.environ:
+    app.conf.asyncpool_threads = int(os.environ["BENCHMARK_THREADS"])
 
 for _form, _bodies in (("sync", SYNC), ("async", ASYNC)):
     for _name, _body in _bodies.items():
