@@ -36,6 +36,7 @@ __all__ = [
     "offload",
     "offload_publishing",
     "publish_retries",
+    "redis_counters",
     "start_threads",
     "stop_threads",
 ]
@@ -79,11 +80,14 @@ _threads: ThreadPool | None = None
 _stores: RedisStores | None = None
 
 
-def start_threads(app: Any) -> None:
-    """Start the threads that :func:`offload` uses, in this process."""
+def start_threads(app: Any, redis_batching: bool = True) -> None:
+    """Start the threads that :func:`offload` uses, in this process.
+
+    With *redis_batching* results for Redis share round trips.
+    """
     global _threads, _stores
     _threads = ThreadPool(OFFLOAD_THREADS, "asyncpool-offload")
-    if can_batch(app.backend):
+    if redis_batching and can_batch(app.backend):
         _stores = RedisStores(lambda: _unwrapped(app.backend), _threads)
 
 
@@ -96,6 +100,11 @@ def stop_threads() -> None:
     if _threads is not None:
         _threads.stop()
         _threads = None
+
+
+def redis_counters() -> dict[str, float]:
+    """How many round trips results have shared; empty where they share none."""
+    return _stores.counters() if _stores is not None else {}
 
 
 def _unwrapped(backend: Any) -> Any:

@@ -64,6 +64,15 @@ class RedisStores(ThreadPool):
         #: Calls of this turn of the loop, which wake the thread once.
         self._gathered: deque[_Item] = deque()
         self._batches: SimpleQueue[deque[_Item] | None] = SimpleQueue()
+        self._calls_made = self._rounds = self._failed_rounds = 0
+
+    def counters(self) -> dict[str, float]:
+        """What ``inspect stats`` shows."""
+        return {
+            "redis_results": self._calls_made,
+            "redis_rounds": self._rounds,
+            "redis_failed_rounds": self._failed_rounds,
+        }
 
     def submit(self, call: Callable[[], Any]) -> asyncio.Future[Outcome]:
         """As :meth:`ThreadPool.submit`, when this turn of the loop is over."""
@@ -116,9 +125,11 @@ class RedisStores(ThreadPool):
 
     def _make_round(self, line: _Line, calls: dict[_Call, _Commands]) -> None:
         """Ask Redis what all *calls* want of it, and let each go on with its replies."""
+        self._rounds += 1
         try:
             replies = line.ask(command for commands in calls.values() for command in commands)
         except Exception:
+            self._failed_rounds += 1
             for call in list(calls):
                 del calls[call]
                 self._make_elsewhere(call)
@@ -132,6 +143,7 @@ class RedisStores(ThreadPool):
         """Run *call* to its end, or until it wants something of Redis."""
         commands = call.switch(*replies)
         if call.dead:
+            self._calls_made += 1
             self._hand_over(call.future, call.outcome)
         else:
             calls[call] = commands

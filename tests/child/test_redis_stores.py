@@ -153,6 +153,22 @@ def test_lost_connection(app, run):
     assert [name.split("_")[0] for name in cuts] == ["asyncpool-redis", "others"]
 
 
+def test_counters(app):
+    """What is shown of it: results, round trips, and those that failed."""
+
+    async def main():
+        others = ThreadPool(1, "others")
+        stores = RedisStores(lambda: app.backend, others)
+        for number in range(3):
+            await stores.submit(store(app, number))
+        stores.stop()
+        return stores.counters()
+
+    # Each reads first whether there is a result already.
+    expected = {"redis_results": 3, "redis_rounds": 6, "redis_failed_rounds": 0}
+    assert asyncio.run(main()) == expected
+
+
 def test_each_call_has_its_context(app, run):
     """Calls of one round do not see each other's variables."""
 
