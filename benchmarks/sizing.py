@@ -20,7 +20,7 @@ from .processes import BenchmarkError
 from .tables import cell, markdown
 from .workloads import WORKLOADS, Workload
 
-__all__ = ["SWEEPS", "Sweep", "table"]
+__all__ = ["SWEEPS", "Sweep", "newest", "report", "table"]
 
 FOLDER = results.FOLDER / "sizing"
 ROUNDS = 3
@@ -142,6 +142,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     path = FOLDER / ("quick.json" if args.quick else f"{data['date'][:10]}.json")
     results.save(data, path)
     print("\n\n".join(map(table, data["sweeps"].values())), f"\nwritten to {path}")
+
+
+def report(data: dict[str, Any] | None) -> str:
+    """Render what was saved."""
+    if data is None:
+        return "Not measured yet: run `python -m benchmarks.sizing`."
+    head = f"{data['date'][:10]}, commit {data['commit'][:12]}, {data['rounds']} rounds."
+    return "\n\n".join((head, *map(table, data["sweeps"].values())))
 
 
 def newest(folder: Path = FOLDER) -> dict[str, Any] | None:
