@@ -15,7 +15,7 @@ from typing import Any
 from . import results, servers
 from .harness import Servers, throughput
 from .options import QUICK_SECONDS, SECONDS
-from .pools import POOLS
+from .pools import POOLS, with_settings
 from .processes import BenchmarkError
 from .tables import cell, markdown
 from .workloads import WORKLOADS, Workload
@@ -51,7 +51,7 @@ class Sweep:
         if self.option.startswith("--"):
             spec = dataclasses.replace(spec, options=(*spec.options, self.option, str(value)))
         elif self.option != "-c":
-            spec = dataclasses.replace(spec, environment={"BENCHMARK_THREADS": str(value)})
+            spec = dataclasses.replace(spec, environment=with_settings({self.option: value}))
         return throughput(spec, row, running, seconds)
 
 
