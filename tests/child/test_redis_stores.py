@@ -143,7 +143,8 @@ def test_lost_connection(app, run):
     def cut():
         cuts.append(threading.current_thread().name)
         if len(cuts) == 1:
-            client_of(app).execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "no")
+            own = str(client_of(app).client_id())
+            client_of(app).execute_command("CLIENT", "KILL", "ID", own, "SKIPME", "no")
 
     stores = [store(app, number) for number in range(20)]
     outcomes = run([*stores[:10], cut, *stores[10:]])
