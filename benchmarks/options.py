@@ -53,6 +53,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--seconds", type=float, help=f"of each timed part ({SECONDS:.0f})")
     parser.add_argument(
+        "--minutes", type=float, help="begin no round that would end later, but the first"
+    )
+    parser.add_argument(
         "--peers-everywhere",
         action="store_true",
         help="other libraries take part in all rows and measures",

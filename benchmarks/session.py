@@ -27,9 +27,12 @@ MEMORY_POINTS = (10, 50, 1000, 10_000)
 #: Seconds of one load of "latency", and of idleness.
 LOAD_SECONDS, IDLE_SECONDS = 5.0, 20.0
 
+#: Errors after which a pool is not asked again in a row: it has no figure there anyway.
+PATIENCE = 2
+
 #: Seconds that runs take beside their timed part, roughly, on two CPUs.
-OVERHEAD, PER_PROCESS = 6.0, 0.12
-TYPICAL = {"latency": 25.0, "memory": 25.0, "rest": 26.0, "recovery": 20.0}
+OVERHEAD, PER_PROCESS = 5.0, 0.05
+TYPICAL = {"latency": 19.0, "memory": 19.0, "rest": 25.0, "recovery": 16.0}
 
 
 class Step(NamedTuple):
@@ -51,6 +54,7 @@ class Session:
     def __init__(self, args: argparse.Namespace) -> None:
         self._args = args
         self._took: dict[tuple[str, str], float] = {}
+        self._started = 0.0
         self.path = args.output or results.new_path(args.quick)
         names = args.only
         self.data: dict[str, Any] = {
@@ -90,25 +94,49 @@ class Session:
         self._install_peers()
         todo = list(self.steps())
         print(f"{len(todo)} runs, about {_minutes(self.estimate(todo))}", flush=True)
-        start = time.monotonic()
+        self._started = time.monotonic()
         bodies = {WORKLOADS[name].body for name in self.data["rows"]}
         with servers.started(self._args.broker, bodies) as running:
             self.data["versions"].update(_server_versions(running))
-            for done, step in enumerate(todo, 1):
-                self._do(step, running)
-                left = _minutes(self.estimate(todo[done:]))
-                print(f"{_line(step, self._last(step))}  ({done}/{len(todo)}, {left} left)")
-                sys.stdout.flush()
-                self.save()
+            while todo and self._has_time(todo):
+                number = todo[0].round
+                while todo and todo[0].round == number:
+                    self._do(todo.pop(0), running, todo)
         self.data["is_complete"] = True
-        self.data["duration"] = time.monotonic() - start
+        self.data["duration"] = time.monotonic() - self._started
         self.save()
+
+    def _has_time(self, todo: list[Step]) -> bool:
+        """Whether the next round fits into ``--minutes``; the first always does."""
+        number = todo[0].round
+        if self._args.minutes is None or number == 1:
+            return True
+        end = time.monotonic() + self.estimate([step for step in todo if step.round == number])
+        if end <= self._started + self._args.minutes * 60:
+            return True
+        print(f"no time for round {number}")
+        self.data["rounds"] = number - 1
+        self.data["scenario_rounds"] = min(self.data["scenario_rounds"], number - 1)
+        return False
 
     def save(self) -> None:
         """Write what there is."""
         results.save(self.data, self.path)
 
-    def _do(self, step: Step, running: Servers) -> None:
+    def _do(self, step: Step, running: Servers, left: list[Step]) -> None:
+        """Do one step, save it and say so; *left* are those that come after it."""
+        if sum("error" in sample for sample in self._runs(step)) >= PATIENCE:
+            return
+        self._runs(step).append(self._try(step, running))
+        self.save()
+        print(
+            f"{_line(step, self._runs(step)[-1])}  "
+            f"({len(left)} to go, {_minutes(self.estimate(left))})",
+            flush=True,
+        )
+
+    def _try(self, step: Step, running: Servers) -> dict[str, Any]:
+        """Return a sample, or what went wrong."""
         start = time.monotonic()
         try:
             sample = self._sample(step, running)
@@ -118,9 +146,8 @@ class Session:
             sample = {"error": traceback.format_exc()}
         if "error" in sample:
             print(f"{step.name}, {step.pool}: {sample['error']}", file=sys.stderr)
-        else:
-            self._took[step.name, step.pool] = time.monotonic() - start
-        self._runs(step).append(sample)
+        self._took[step.name, step.pool] = time.monotonic() - start
+        return sample
 
     def _sample(self, step: Step, running: Servers) -> dict[str, Any]:
         if step.name in SCENARIOS:
@@ -148,9 +175,6 @@ class Session:
         if step.name in SCENARIOS:
             return self.data["scenarios"][step.name][step.pool]
         return self.data["rows"][step.name]["samples"][step.pool]
-
-    def _last(self, step: Step) -> dict[str, Any]:
-        return self._runs(step)[-1]
 
     def _workload(self, name: str) -> Workload:
         row = WORKLOADS[name]
@@ -209,7 +233,7 @@ class Session:
             slots = SCENARIO_SLOTS if step.name != "memory" else 50
         else:
             row = self._workload(step.name)
-            seconds = OVERHEAD + 2 * max(self._args.seconds, row.least / 2500)
+            seconds = OVERHEAD + 1.7 * max(self._args.seconds, row.least / 1500)
             slots = row.in_flight
         return seconds + (PER_PROCESS * slots if spec.process_per_slot else 0.0)
 

@@ -138,6 +138,36 @@ def test_the_first_round_says_how_many_tasks_the_others_have(new_session, no_ser
     assert asked == [None, 100, 100]
 
 
+def test_a_pool_that_fails_twice_is_not_asked_again(new_session, no_servers, monkeypatch):
+    """A stalled worker takes minutes, and there will be no figure."""
+    asked = []
+
+    def throughput(spec, row, servers, seconds, tasks):
+        asked.append(tasks)
+        raise BenchmarkError("the worker stalls")
+
+    monkeypatch.setattr(session, "throughput", throughput)
+
+    new_session("--only", "noop", "--rounds", "5", "--pools", "asyncpool").run()
+
+    assert len(asked) == 2
+
+
+def test_no_round_begins_that_has_no_time(new_session, no_servers, monkeypatch):
+    """With --minutes there are fewer rounds, each of them whole."""
+    monkeypatch.setattr(session, "throughput", lambda *args: sample(10.0))
+    monkeypatch.setattr(Session, "estimate", lambda self, steps: 50.0 * len(steps))
+    argv = ("--only", "noop", "--pools", "asyncpool", "prefork", "--rounds", "3", "--minutes")
+    short, long = new_session(*argv, "1"), new_session(*argv, "2")
+
+    short.run()
+    long.run()
+
+    assert (short.data["rounds"], long.data["rounds"]) == (1, 3)
+    runs = short.data["rows"]["noop"]["samples"]
+    assert {pool: len(samples) for pool, samples in runs.items()} == {"asyncpool": 1, "prefork": 1}
+
+
 def test_results_are_written_after_each_run(new_session, no_servers, monkeypatch):
     """Who ends a session early keeps what was measured."""
 
