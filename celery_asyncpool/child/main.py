@@ -238,6 +238,8 @@ class _Process:
         self.threads.shutdown()
         if self.runner.django is not None:
             self.runner.django.stop()
+        offload.stop_stores()
+        await asyncio.sleep(0)  # the loop learns of the connection's end
 
     async def _cancel(self, tasks: list[asyncio.Task[Any]]) -> None:
         for task in tasks:
