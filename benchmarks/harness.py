@@ -1,7 +1,7 @@
 """Run one pool once: a fresh worker, a full queue, and a clock.
 
-The clock starts when the worker is told to consume a queue that is already
-full, and ends when the last result is stored, so that it measures processing
+The clock starts when a queue that is already full is put where the worker
+waits, and ends when the last result is stored, so that it measures processing
 alone. Whatever is not exactly right is a :exc:`BenchmarkError`, never a number.
 """
 
@@ -243,4 +243,6 @@ def _timed(run: Run, row: Workload, args: list[Any], tasks: int) -> tuple[float,
     run.wait_ended(first, tasks)
     end = run.check(first, tasks, row.with_result)
     after = procfs.cpu_seconds(run.worker.pid)
+    if start is None:
+        start = min(run.ledger.started[first : first + tasks])
     return end - start, None if before is None or after is None else after - before
