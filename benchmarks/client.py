@@ -105,7 +105,8 @@ class Client:
         """
         start = time.monotonic()
         for offset, arrival in enumerate(arrivals(rate, count, seed)):
-            time.sleep(max(start + arrival - time.monotonic(), 0.0))
+            if (pause := start + arrival - time.monotonic()) > 0:
+                time.sleep(pause)
             self.do_publish(task, first + offset, 1, args, False, True)
             self.ledger.published[first + offset] = start + arrival
         return time.monotonic() - start - arrival

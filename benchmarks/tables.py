@@ -179,7 +179,7 @@ def _scenario_figures(
 
 
 def _beaten(what: str, figures: Mapping[str, float], ours: str, sign: int = 1) -> list[str]:
-    """Return a line with the pools that have a smaller figure; with -1 as *sign*, a greater one."""
+    """Return a line with the pools whose figure is smaller; with -1 as *sign*, greater."""
     mine = figures.get(ours)
     if not mine:
         return []
