@@ -16,6 +16,7 @@ def draw(session: dict[str, Any], folder: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
+    folder.mkdir(exist_ok=True)
     from matplotlib import pyplot
 
     if session["rows"]:

@@ -103,10 +103,11 @@ def _numbers(session: dict[str, Any]) -> str:
         "![Throughput by pool](results/throughput.png)",
         "### CPU\n\nCPU seconds of all the worker's processes for 1,000 tasks.",
         throughput_table(rows, pools, "cpu_per_1000"),
-        "### Memory after the start\n\nMiB (PSS) of all the worker's processes, after 200 tasks.",
-        throughput_table(rows, pools, "memory", 1 / 2**20),
+        "### Memory after the start\n\nMiB (PSS) of all the worker's processes, after 200 tasks; "
+        "one row for each number of slots.",
+        throughput_table(_by_slots(rows), pools, "memory", 1 / 2**20),
         "### Start\n\nSeconds until the first task has ended.",
-        throughput_table(rows, pools, "startup"),
+        throughput_table(_by_slots(rows), pools, "startup"),
     ]
     parts = [
         _provenance(session),
@@ -118,6 +119,14 @@ def _numbers(session: dict[str, Any]) -> str:
         _errors(session),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _by_slots(rows: dict[str, Any]) -> dict[str, Any]:
+    """Return the first row of each number of slots."""
+    first: dict[int, str] = {}
+    for name, row in rows.items():
+        first.setdefault(row["in_flight"], name)
+    return {name: rows[name] for name in first.values()}
 
 
 def _errors(session: dict[str, Any]) -> str:

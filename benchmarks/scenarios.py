@@ -23,8 +23,8 @@ SHARES = (0.5, 0.9)
 PERCENTILES = (0.5, 0.95, 0.99)
 #: Tasks that say roughly how fast a pool is, and tasks of one load at most.
 TRIAL, MOST = 300, 20_000
-#: How often a load is offered that the client could not publish in time.
-ATTEMPTS = 3
+#: How often a load is offered that the client could not publish in time, and how much of it.
+ATTEMPTS, LESS = 6, 0.85
 
 
 def latency(pool: PoolSpec, servers: Servers, in_flight: int, seconds: float) -> dict[str, Any]:
@@ -58,11 +58,12 @@ def _fit(count: float) -> int:
 
 
 def _open_loop(run: Run, servers: Servers, rate: float, seconds: float) -> dict[str, Any]:
-    """Offer *rate* for some *seconds*; again, if the client has not been able to."""
+    """Offer *rate* for some *seconds*, or as much of it as the client can publish."""
     for _ in range(ATTEMPTS):
         sample, late = _offer(run, servers, rate, _fit(rate * seconds))
         if late <= seconds / 10:
             return sample
+        rate *= LESS
     raise BenchmarkError(f"the client could not publish {rate:.0f} tasks/s: {late:.1f} s late")
 
 

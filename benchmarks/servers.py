@@ -22,10 +22,10 @@ CPU_SECONDS = 0.003
 
 
 class MemoryRedis(RedisServer):
-    """A Redis that writes nothing to disk."""
+    """A Redis that writes nothing to disk, with room for a connection of each task."""
 
     def _command(self) -> list[str]:
-        return [*super()._command(), "--appendonly", "no"]
+        return [*super()._command(), "--appendonly", "no", "--maxclients", "50000"]
 
 
 @contextlib.contextmanager

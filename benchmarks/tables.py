@@ -178,14 +178,17 @@ def _scenario_figures(
     yield "recovery", medians(scenarios.get("recovery", {}), "seconds")
 
 
-def _beaten(what: str, figures: Mapping[str, float], ours: str, sign: int = 1) -> Iterator[str]:
-    """Yield a line for each pool with a smaller figure; with -1 as *sign*, a greater one."""
+def _beaten(what: str, figures: Mapping[str, float], ours: str, sign: int = 1) -> list[str]:
+    """Return a line with the pools whose figure is smaller; with -1 as *sign*, greater."""
     mine = figures.get(ours)
     if not mine:
-        return
-    for pool, value in figures.items():
-        if pool not in (ours, *NO_CHOICE) and sign * value < sign * mine:
-            yield f"{what}: {pool} has {value / mine:.2f} times {ours}'s"
+        return []
+    better = [
+        f"{pool} {value / mine:.2f}"
+        for pool, value in figures.items()
+        if pool not in (ours, *NO_CHOICE) and sign * value < sign * mine
+    ]
+    return [f"{what}, times {ours}'s: {', '.join(better)}"] if better else []
 
 
 def _number(value: float) -> str:

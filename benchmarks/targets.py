@@ -12,6 +12,8 @@ from .stats import summarise
 __all__ = ["TARGETS", "Target", "figure", "per_task"]
 
 OURS = "asyncpool"
+#: Waiting tasks by which one can tell what each takes.
+MANY = 1000
 
 Session = Mapping[str, Any]
 
@@ -71,8 +73,11 @@ def _faster(row: str, pool: str, session: Session, ours: str = OURS) -> float | 
 
 
 def _waiting(session: Session) -> float | None:
-    runs = [{"each": per_task(run["memory"])} for run in _good(_runs(session, "memory", OURS))]
-    each = figure(runs, "each")
+    """Return kB; None if there were too few tasks to tell."""
+    memory = [run["memory"] for run in _good(_runs(session, "memory", OURS))]
+    if not all(max(map(int, one)) >= MANY for one in memory):
+        return None
+    each = figure([{"each": per_task(one)} for one in memory], "each")
     return None if each is None else each / 1000
 
 

@@ -47,10 +47,10 @@ def test_unknown_figures_are_not_zero():
 
 def test_losses_name_faster_pools_but_not_the_ceiling():
     """The report says where another pool has the better median."""
-    rows = {"noop": row(asyncpool=[100], prefork=[150], ceiling=[900], gevent=[50])}
+    rows = {"noop": row(asyncpool=[100], prefork=[150], ceiling=[900], gevent=[50], solo=[110])}
 
     assert losses({"rows": rows, "scenarios": {}}) == [
-        "`noop`, tasks/s: prefork has 1.50 times asyncpool's"
+        "`noop`, tasks/s, times asyncpool's: prefork 1.50, solo 1.10"
     ]
 
 
@@ -69,11 +69,11 @@ def test_losses_name_what_is_smaller_elsewhere():
     }
 
     assert losses({"rows": {}, "scenarios": scenarios}) == [
-        "start-up: gevent has 0.50 times asyncpool's",
-        "memory at rest: gevent has 0.50 times asyncpool's",
-        "p99 to start at 50% load: gevent has 0.50 times asyncpool's",
-        "p99 to start at 90% load: gevent has 0.50 times asyncpool's",
-        "recovery: prefork has 0.50 times asyncpool's",
+        "start-up, times asyncpool's: gevent 0.50",
+        "memory at rest, times asyncpool's: gevent 0.50",
+        "p99 to start at 50% load, times asyncpool's: gevent 0.50",
+        "p99 to start at 90% load, times asyncpool's: gevent 0.50",
+        "recovery, times asyncpool's: prefork 0.50",
     ]
 
 

@@ -79,8 +79,9 @@ class ArqClient(Client):
         assert job is not None
         return job.job_id
 
-    def release(self) -> None:
+    def release(self) -> bool:
         self._broker.rename(f"{self.name}.later", self.name)
+        return True
 
     def result_key(self, task_id: Any) -> str:
         return f"{result_key_prefix}{task_id}"

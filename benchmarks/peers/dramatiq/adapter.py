@@ -56,11 +56,12 @@ class DramatiqClient(Client):
         (self._later if later else broker).enqueue(message)
         return backend.build_message_key(message)
 
-    def release(self) -> None:
+    def release(self) -> bool:
         with self._broker.pipeline() as pipe:  # a transaction
             pipe.rename(f"later:{QUEUE}.msgs", f"dramatiq:{QUEUE}.msgs")
             pipe.rename(f"later:{QUEUE}", f"dramatiq:{QUEUE}")
             pipe.execute()
+        return True
 
     def result_key(self, task_id: Any) -> str:
         return str(task_id)
