@@ -21,6 +21,7 @@ OPTIONS = ChildOptions(
     cancel_grace=1.0,
     block_warning=0,
     lifespan_timeout=30.0,
+    redis_batching=True,
 )
 
 
