@@ -10,6 +10,7 @@ import threading
 import weakref
 
 import pytest
+import uvloop
 from celery import Celery
 
 from celery_asyncpool.child.redis_stores import Elsewhere, RedisStores, can_store
@@ -24,9 +25,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex")
 @pytest.fixture(params=["uvloop", "asyncio"])
 def run(request):
     """Run a coroutine on each of the loops that processes may have."""
-    if request.param == "asyncio":
-        return asyncio.run
-    return pytest.importorskip("uvloop").run
+    new_loop = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
+
+    def run(coroutine):
+        with asyncio.Runner(loop_factory=new_loop[request.param]) as runner:
+            return runner.run(coroutine)
+
+    return run
 
 
 def new_app(url, **settings):
