@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from dataclasses import dataclass, field
+from typing import Any
 
 from .peers import environment
 
-__all__ = ["ALL_POOLS", "DEFAULT_POOLS", "POOLS", "PoolSpec", "usable_cpus"]
+__all__ = ["ALL_POOLS", "DEFAULT_POOLS", "POOLS", "PoolSpec", "usable_cpus", "with_settings"]
 
 #: Options of ``celery worker`` that all pools get.
 COMMON_OPTIONS = ("-l", "WARNING", "--without-gossip", "--without-mingle", "--without-heartbeat")
@@ -115,6 +117,11 @@ class DramatiqSpec(PoolSpec):
         return [str(environment("dramatiq") / "python"), "-m", "benchmarks.peers.dramatiq.adapter"]
 
 
+def with_settings(settings: dict[str, Any]) -> dict[str, str]:
+    """Return the environment of a worker with *settings* in its app."""
+    return {"BENCHMARK_SETTINGS": json.dumps(settings)}
+
+
 def _custom(path: str) -> dict[str, str]:
     return {"CELERY_CUSTOM_WORKER_POOL": path}
 
@@ -122,6 +129,12 @@ def _custom(path: str) -> dict[str, str]:
 POOLS = {
     "asyncpool": PoolSpec(
         ("-P", "asyncpool", "--processes", str(usable_cpus())), "async", has_processes=True
+    ),
+    "asyncpool-off": PoolSpec(
+        ("-P", "asyncpool", "--processes", str(usable_cpus())),
+        "async",
+        environment=with_settings({"asyncpool_redis_batching": False}),
+        has_processes=True,
     ),
     "prefork": PoolSpec(
         ("-P", "prefork"),
@@ -138,6 +151,12 @@ POOLS = {
         ("-P", "custom"),
         "sync",
         environment=_custom("benchmarks.ceiling:Pool"),
+        runs_tasks=False,
+    ),
+    "ceiling-batches": PoolSpec(
+        ("-P", "custom"),
+        "sync",
+        environment=_custom("benchmarks.ceiling:BatchingPool"),
         runs_tasks=False,
     ),
     "celery-aio-pool": PoolSpec(

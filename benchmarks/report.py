@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from . import results
+from . import results, sizing
 from .tables import (
     latency_table,
     losses,
@@ -29,7 +29,8 @@ def write(path: Path | None = None) -> Path:
     """
     session = results.load(path) if path is not None else results.newest()
     readme = FOLDER / "README.md"
-    readme.write_text(render(TEMPLATE.read_text(), session))
+    text = render(TEMPLATE.read_text(), session)
+    readme.write_text(text.replace("{sizing}", sizing.report(sizing.newest())))
     if session is not None:
         from .plots import draw
 

@@ -138,8 +138,8 @@ def targets_table(session: Mapping[str, Any]) -> str:
     return markdown(["target", "wanted", "measured", ""], lines)
 
 
-#: A pool that is a limit, not a choice.
-NO_CHOICE = "ceiling"
+#: Pools that are limits, not a choice.
+NO_CHOICE = ("ceiling", "ceiling-batches")
 #: As keys of saved results.
 MEMORY_POINTS = ("10", "50", "1000", "10000")
 LOADS = ("0.5", "0.9")
@@ -186,7 +186,7 @@ def _beaten(what: str, figures: Mapping[str, float], ours: str, sign: int = 1) -
     better = [
         f"{pool} {value / mine:.2f}"
         for pool, value in figures.items()
-        if pool not in (ours, NO_CHOICE) and sign * value < sign * mine
+        if pool not in (ours, *NO_CHOICE) and sign * value < sign * mine
     ]
     return [f"{what}, times {ours}'s: {', '.join(better)}"] if better else []
 

@@ -68,8 +68,8 @@ def _rate(session: Session, row: str, pool: str) -> float | None:
     return figure(session["rows"].get(row, {}).get("samples", {}).get(pool, ()), "rate")
 
 
-def _faster(row: str, pool: str, session: Session) -> float | None:
-    return _ratio(_rate(session, row, OURS), _rate(session, row, pool))
+def _faster(row: str, pool: str, session: Session, ours: str = OURS) -> float | None:
+    return _ratio(_rate(session, row, ours), _rate(session, row, pool))
 
 
 def _waiting(session: Session) -> float | None:
@@ -136,4 +136,27 @@ TARGETS = (
         unit=" x",
     ),
     Target("CPU of an idle worker", 0.5, _idle, is_least=False, unit=" %"),
+    Target(
+        "`ceiling-batches`, against `ceiling`",
+        3,
+        partial(_faster, "noop", "ceiling", ours="ceiling-batches"),
+        unit=" x",
+    ),
+    Target(
+        "no-op with batches, against prefork", 2.5, partial(_faster, "noop", "prefork"), unit=" x"
+    ),
+    Target("no-op, against taskiq", 1, partial(_faster, "noop", "taskiq"), unit=" x"),
+    Target(
+        "await 1 s with 10,000 in flight, against taskiq",
+        1,
+        partial(_faster, "wait-1s-10000", "taskiq"),
+        unit=" x",
+    ),
+    Target(
+        "p99 from publish to start at 50 % load, against asyncpool without batches",
+        1,
+        partial(_delay, "asyncpool-off"),
+        is_least=False,
+        unit=" x",
+    ),
 )

@@ -30,6 +30,7 @@ from . import tasks
 from .cancel import BodyControl, BodyStopped
 from .django_threads import DjangoThreads
 from .jobcontext import JobContext, enter_job
+from .offload import redis_counters
 from .tasks import RunCall
 from .threads import BodyThreads
 from .trace import drive
@@ -38,6 +39,9 @@ from .watchdog import Watchdog
 __all__ = ["Runner", "as_celery_expects"]
 
 logger = get_logger(__name__)
+
+#: Seconds after which the parent hears of counters that change all the time.
+REPORT_SECONDS = 1.0
 
 
 class Runner:
@@ -80,6 +84,8 @@ class Runner:
         #: The parent wants us to end all bodies and go.
         self.aborting = False
         self._reported: dict[str, float] = {}
+        self._reported_counters: dict[str, float] = {}
+        self._report_timer: asyncio.TimerHandle | None = None
         #: Done when this process has nothing more to do: drained, or left alone.
         self.finished: asyncio.Future[None] = loop.create_future()
 
@@ -272,11 +278,22 @@ class Runner:
 
     def _flush_turn(self) -> None:
         self._flush_scheduled = False
-        status = self._status()
-        if status != self._reported:
-            self._reported = status
-            self.pipe.write(protocol.encode(Kind.STATUS, 0, protocol.dumps(status)))
+        if self._status() != self._reported:
+            self._write_status()
+        elif self._report_timer is None and redis_counters() != self._reported_counters:
+            self._report_timer = self.loop.call_later(REPORT_SECONDS, self._report_counters)
         self._flush()
+
+    def _report_counters(self) -> None:
+        self._report_timer = None
+        if not self.finished.done():
+            self._write_status()
+            self._flush()
+
+    def _write_status(self) -> None:
+        self._reported, self._reported_counters = self._status(), redis_counters()
+        status = protocol.dumps({**self._reported, **self._reported_counters})
+        self.pipe.write(protocol.encode(Kind.STATUS, 0, status))
 
     def _status(self) -> dict[str, float]:
         status: dict[str, float] = {"threads": self.threads.in_use}
