@@ -233,7 +233,7 @@ class Session:
             slots = SCENARIO_SLOTS if step.name != "memory" else 50
         else:
             row = self._workload(step.name)
-            seconds = OVERHEAD + 1.7 * max(self._args.seconds, row.least / 1500)
+            seconds = OVERHEAD + 1.7 * max(self._args.seconds, row.least / 1000)
             slots = row.in_flight
         return seconds + (PER_PROCESS * slots if spec.process_per_slot else 0.0)
 
