@@ -40,6 +40,9 @@ __all__ = ["Runner", "as_celery_expects"]
 
 logger = get_logger(__name__)
 
+#: What Celery gives to a pool to call: name, id and request come first.
+TRACERS = (fast_trace_task, trace_task_ret)
+
 #: Seconds after which the parent hears of counters that change all the time.
 REPORT_SECONDS = 1.0
 
@@ -182,7 +185,8 @@ class Runner:
         enter_job(job)
         orm = self.django.enter() if self.django is not None else None
         try:
-            target, args, kwargs, soft, hard = protocol.loads(payload)
+            target, args, kwargs, soft, hard = _unpack(payload)
+            del payload  # it would wait here as long as the body does
             control = self._control(job, args, Limits(soft, hard))
             if job.terminating:
                 control.clock.terminate(time.monotonic())
@@ -229,7 +233,7 @@ class Runner:
         self._send(protocol.encode(kind, job_id, payload))
 
     async def _call(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if target is fast_trace_task or target is trace_task_ret:
+        if target in TRACERS:
             run = self.runs.get(args[0]) or self._prepare_late(args[0])
             if run.is_async:
                 return await drive(target, *args, **kwargs)
@@ -383,3 +387,12 @@ def _pickleable_einfo(einfo: Any) -> Any:
     copy.traceback = einfo.traceback
     copy.internal = einfo.internal
     return copy
+
+
+def _unpack(payload: bytes) -> Any:
+    """Return what is to be called, its arguments and its limits."""
+    target, args, kwargs, soft, hard = protocol.loads(payload)
+    if target in TRACERS:
+        name, task_id, request, *rest = args
+        args = (name, task_id, protocol.share_keys(request), *rest)
+    return target, args, kwargs, soft, hard
