@@ -367,6 +367,30 @@ def test_ack_that_could_not_be_sent(connect, redis):
     again.settle(lambda: unacked(redis) == [2])
 
 
+def test_server_that_cannot_be_reached_for_a_moment(connect, redis):
+    """What was to be sent waits for the connection; nothing counts as sent before."""
+    publish(connect(), "q", *range(4))
+    connection = connect()
+    receiver = Receiver(connection, "q", prefetch=2)
+    receiver.drain(2)
+    receiver.turn()
+    work, cycle = receiver.channel._work, connection.transport.cycle
+    receiver.channel._close_line(work)
+    watch, cycle.watch = cycle.watch, fail
+    receiver.messages[0].ack()
+    for _ in range(2):
+        with pytest.raises(ConnectionResetError):
+            connection.drain_events(timeout=1)
+
+    cycle.watch = watch
+    receiver.drain(3)
+    receiver.messages[1].ack()
+    receiver.drain(4)
+
+    receiver.settle(lambda: unacked(redis) == [2, 3])
+    assert repr(receiver.channel.ledger) == "<Ledger 0 arriving, 2 held, 0 acks wait, 0 sent>"
+
+
 def test_batch_whose_reply_is_lost(connect, redis):
     """It goes back to its queue with the next connection, and arrives."""
     shared = Shared()
