@@ -83,7 +83,6 @@ class Batching:
     closed: bool
     ack_emulation: bool
     active_queues: Any
-    _active_queues: Any
     _put: Any
     priority_steps: Any
     global_keyprefix: str
@@ -93,7 +92,8 @@ class Batching:
     _queue_cycle: Any
     _q_for_pri: Any
 
-    #: Whether batches are in use; False: kombu's code.
+    #: Whether batches are in use; False: kombu's code, also while there are only
+    #: consumers that do not acknowledge, such as those of replies to remote control.
     is_batching = False
 
     def __init__(self, connection: Any, **kwargs: Any) -> None:
@@ -110,6 +110,8 @@ class Batching:
         self._is_pulling = False
         #: Until when no bell is armed, since one could not be.
         self._pause_until = 0.0
+        #: Whether this channel finishes what an earlier connection could not.
+        self._is_heir = False
         self._is_broken = False
         self._is_settled = False
         self._kept_client: Any = None
@@ -117,9 +119,6 @@ class Batching:
         self._unacked = self.global_keyprefix + self.unacked_key
         self._index = self.global_keyprefix + self.unacked_index_key
         self._broker = f"{connection.client.as_uri()} {self._unacked}"
-        self.is_batching = not self.shared.off_reason
-        if self.is_batching and not self.ack_emulation:
-            self.fall_back("ack_emulation is off")
 
     def _create_client(self, asynchronous: bool = False) -> Any:
         """Keep the client: to make one costs as much as to use it.
@@ -132,6 +131,15 @@ class Batching:
         if self._kept_client is None or self._kept_client.connection_pool is not self.pool:
             self._kept_client = super()._create_client()  # type: ignore[misc]
         return self._kept_client
+
+    def basic_consume(self, queue: str, no_ack: bool = False, *args: Any, **kwargs: Any) -> Any:
+        """Consume from *queue*."""
+        if not no_ack:
+            self._is_heir = True
+            self.is_batching = not self.shared.off_reason
+            if self.is_batching and not self.ack_emulation:
+                self.fall_back("ack_emulation is off")
+        return super().basic_consume(queue, no_ack, *args, **kwargs)  # type: ignore[misc]
 
     # Taking.
 
@@ -260,7 +268,7 @@ class Batching:
 
     def before_poll(self) -> None:
         """Once in each turn of the loop: acknowledge what has come up."""
-        if self._active_queues:
+        if self._is_heir:
             self._take_over()
         while self.ledger.has_acks:
             self._send_acks()
@@ -479,6 +487,8 @@ class Batching:
             ]
 
     def _finish(self) -> None:
+        if self._is_heir:
+            self._take_over()
         while self.ledger.has_acks:
             self._send_acks()
         while self._work is not None and self._work.is_waiting:
