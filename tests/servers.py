@@ -169,9 +169,16 @@ class Server:
 
 
 class RedisServer(Server):
-    """A Redis that keeps its data over a restart (append-only file)."""
+    """A Redis that keeps its data over a restart (append-only file).
+
+    *options* are more of the server's own: ``"--appendfsync", "always"``.
+    """
 
     program = "redis-server"
+
+    def __init__(self, *options: str) -> None:
+        super().__init__()
+        self.options = list(options)
 
     @property
     def url(self) -> str:
@@ -182,6 +189,7 @@ class RedisServer(Server):
             self.find() or self.program,
             *("--bind", "127.0.0.1", "--port", str(self.port)),
             *("--dir", str(self.folder), "--save", "", "--appendonly", "yes"),
+            *self.options,
         ]
 
 
