@@ -1,0 +1,184 @@
+"""kill -9 of what consumes from Redis, and of Redis itself, at any moment: no message is lost."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import redis as redis_client
+from transports import redis_database
+from worker import Transport, wait_for
+
+from tests.conftest import require
+from tests.servers import RedisServer
+
+ROOT = Path(__file__).parents[2]
+
+#: A database of these tests' own: they count all keys, and empty it.
+DATABASE = 3
+
+#: Kills of consumers on our transport, and of kombu's own for comparison.
+KILLS = {"batched": 500, "stock": 100}
+
+#: Kills of a whole worker.
+WORKER_KILLS = 20
+
+#: As in test_kill_worker.py.
+VISIBILITY = (
+    "asyncpool_redis_batching=True; "
+    "broker_transport_options={'visibility_timeout': 1, "
+    "'unacked_restore_interval': 1, 'unacked_restore_throttle': 1}"
+)
+
+#: Tasks around the crashes of Redis, how long each takes, and after how many there is one.
+TASKS = 2000
+SECONDS = 0.03
+CRASHES = (300, 1000)
+
+
+@pytest.fixture
+def database(request):
+    """URL of an empty database."""
+    url = redis_database(request, DATABASE)
+    with redis_client.Redis.from_url(url) as client:
+        client.flushdb()
+    return url
+
+
+@pytest.fixture
+def client(database):
+    with redis_client.Redis.from_url(database) as client:
+        yield client
+
+
+def kill_consumers(url, transport):
+    """Run killing.py; return its count and what it was asked for."""
+    seed = random.randrange(1_000_000)
+    options = ["--kills", str(KILLS[transport]), "--seed", str(seed)]
+    if transport == "stock":
+        options.append("--stock")
+    command = [sys.executable, "-m", "tests.chaos.killing", url, *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, f"seed {seed}: {done.stderr}"
+    count = json.loads(done.stdout)
+    print(f"{transport}, seed {seed}: {count}")  # with -s, or where it fails
+    return count
+
+
+@pytest.mark.parametrize("transport", KILLS)
+def test_killed_consumers(database, transport):
+    """A message is gone only when it has been acknowledged, and nothing is there twice.
+
+    kombu's own transport loses those between its BRPOP and its HSET: it is run
+    to show that such moments are met, and how many there are is not asserted.
+    """
+    count = kill_consumers(database, transport)
+
+    assert count["kills"] == KILLS[transport]
+    assert count["held"] > count["kills"] / 4, "few were killed in the middle"
+    assert count["acked"] > count["kills"], "little was done"
+    assert (count["doubled"], count["risen"], count["torn"]) == (0, 0, 0)
+    assert count["sent"] >= count["acked"] + count["lost"]
+    if transport == "batched":
+        assert (count["lost"], count["lost_late"]) == (0, 0)
+
+
+def send_some(worker, rng):
+    """Send a few tasks with early and with late acks; return them."""
+    tasks = rng.choices(("early", "late"), k=rng.randint(1, 20))
+    return [(task, worker.client.send(task)) for task in tasks]
+
+
+def test_killed_workers(database, client, request, start_worker):
+    """Whole workers: each task with a late ack runs, and one with an early ack unless it was taken."""
+    rng = random.Random()
+    transport = Transport("redis", database, redis_database(request, 1))
+    worker = start_worker(
+        transport, "batches", "-c", 10, "--processes", 1, env={"BATCHES_CONF": VISIBILITY}
+    )
+    with worker:
+        sent = []
+        for _ in range(WORKER_KILLS):
+            sent += send_some(worker, rng)
+            time.sleep(rng.uniform(0, 0.05))  # a random moment is the subject
+            os.kill(worker.process.pid, signal.SIGKILL)
+            worker.wait_exit()
+            client.delete("unacked_mutex")  # killed while it gave messages back
+            worker.restart()
+        sent += send_some(worker, rng)
+
+        wait_for(lambda: is_empty(client, transport.queue), lambda: left(client, transport.queue))
+
+        started, received = runs_of(worker, "started"), runs_of(worker, "received")
+        assert [result.id for task, result in sent if task == "late"] != []
+        for task, result in sent:
+            assert result.id in (started if task == "late" else received), f"{task} is lost"
+
+
+def runs_of(worker, what):
+    return {line["id"] for line in worker.records(what)}
+
+
+def left(client, *queues):
+    """How many messages wait in the queues and how many are unacknowledged."""
+    lists = [key for queue in queues for key in client.keys(f"{queue}*")]
+    waiting = sum(client.llen(key) for key in lists)
+    return waiting, client.hlen("unacked"), client.zcard("unacked_index")
+
+
+def is_empty(client, *queues):
+    return left(client, *queues) == (0, 0, 0)
+
+
+@pytest.fixture
+def durable_server():
+    """A Redis that has written to disk what it says it has done.
+
+    With `everysec` it may hold a write back for as long as an fsync takes; then
+    what it has answered is lost with the process, which is not the transport's doing.
+    """
+    require(RedisServer)
+    with RedisServer("--appendfsync", "always") as server:
+        yield server
+
+
+def test_killed_redis(durable_server, request, start_worker):
+    """Redis is killed twice in the middle of many tasks: the worker goes on, and runs all of them.
+
+    It knows no script any more then.
+    """
+    server = durable_server
+    transport = Transport("redis", f"{server.url}/0", redis_database(request, 1))
+    worker = start_worker(
+        transport, "batches", "-c", 20, "--processes", 1, env={"BATCHES_CONF": VISIBILITY}
+    )
+    ids = {worker.client.send("late_slow", SECONDS).id for _ in range(TASKS)}
+    with worker, redis_client.Redis.from_url(transport.broker) as client:
+        pid = worker.process.pid
+        for crash, number in enumerate(CRASHES, 1):
+            wait_for(lambda number=number: len(runs_of(worker, "started")) > number, worker.tail)
+            server.stop(signal.SIGKILL)
+            assert len(runs_of(worker, "started")) < TASKS, "not in the middle"
+            worker.wait_log("Connection to broker lost", crash)
+            wait_visible()
+            server.start()
+        wait_for(lambda: runs_of(worker, "started") == ids, worker.tail)
+        wait_for(lambda: is_empty(client, transport.queue), lambda: left(client, transport.queue))
+
+        assert worker.process.pid == pid
+        worker.renew_client()
+        assert worker.inspect("ping") == {"ok": "pong"}
+
+
+def wait_visible():
+    """Let the visibility timeout go by, so that the next connection gives back what was held.
+
+    kombu before 5.7 looks then, and not again for long.
+    """
+    visible = time.time() + 1.1
+    wait_for(lambda: time.time() > visible, "time goes by")
