@@ -193,6 +193,22 @@ class RedisServer(Server):
         ]
 
 
+class RedisSentinel(RedisServer):
+    """A Sentinel, alone, that knows *server* as ``shop``."""
+
+    def __init__(self, server: RedisServer) -> None:
+        super().__init__()
+        self._server = server
+
+    def _command(self) -> list[str]:
+        config = self.folder / "sentinel.conf"  # in which it keeps what it learns
+        config.write_text(
+            f"bind 127.0.0.1\nport {self.port}\ndir {self.folder}\n"
+            f"sentinel monitor shop 127.0.0.1 {self._server.port} 1\n"
+        )
+        return [self.find() or self.program, str(config), "--sentinel"]
+
+
 class RabbitMQServer(Server):
     """A RabbitMQ node without plugins, with an epmd of its own."""
 

@@ -262,7 +262,8 @@ class Killing:
         for tag, text in unacked.items():
             message, exchange, routing_key = loads(text.decode())
             assert message["properties"]["delivery_tag"] == tag.decode(), message
-            assert exchange == "killing" and routing_key in QUEUES, (exchange, routing_key)
+            assert exchange == "killing", exchange
+            assert routing_key in QUEUES, routing_key
             held[tag.decode()] = message["headers"]["id"]
         waiting = [loads(text.decode())["headers"]["id"] for texts in lists for text in texts]
         return {tag.decode() for tag in index}, held, waiting

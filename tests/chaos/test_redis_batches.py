@@ -95,7 +95,7 @@ def send_some(worker, rng):
 
 
 def test_killed_workers(database, client, request, start_worker):
-    """Whole workers: each task with a late ack runs, and one with an early ack unless it was taken."""
+    """Whole workers: each late task runs; each early one does, or a worker has taken it."""
     rng = random.Random()
     transport = Transport("redis", database, redis_database(request, 1))
     worker = start_worker(

@@ -53,7 +53,7 @@ def _hold(task, gate):
     record("started", id=task.request.id, by=task.request.hostname)
     while not os.path.exists(gate):
         time.sleep(0.02)
-    record("ended", id=task.request.id, by=task.request.hostname)
+    record("ended", id=task.request.id)
 
 
 @app.task(bind=True, acks_late=True)
