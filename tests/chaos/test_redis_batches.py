@@ -7,10 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import redis as redis_client
+from proxy import Proxy
 from transports import redis_database
 from worker import Transport, wait_for
 
@@ -173,6 +176,57 @@ def test_killed_redis(durable_server, request, start_worker):
         assert worker.process.pid == pid
         worker.renew_client()
         assert worker.inspect("ping") == {"ok": "pong"}
+
+
+def test_acks_of_a_cut_connection(database, client, request, start_worker, tmp_path):
+    """What ends while Redis is away is acknowledged when it is back, and does not run again."""
+    gate = tmp_path / "gate"
+    direct = Transport("redis", database, redis_database(request, 1))
+    with Proxy(urlsplit(database).port) as proxy:
+        transport = replace(direct, broker=proxy.before(database))
+        env = {"BATCHES_CONF": "asyncpool_redis_batching=True"}
+        worker = start_worker(transport, "batches", "-c", 4, "--processes", 1, env=env)
+        with worker:
+            ids = {worker.client.send("hold_late", str(gate)).id for _ in range(4)}
+            wait_for(lambda: runs_of(worker, "started") == ids, worker.tail)
+
+            proxy.cut()
+            worker.wait_log("Connection to broker lost")
+            gate.touch()
+            wait_for(lambda: runs_of(worker, "ended") == ids, worker.tail)
+            proxy.heal()
+
+            wait_for(lambda: is_empty(client, direct.queue), lambda: left(client, direct.queue))
+            worker.renew_client()
+            assert worker.inspect("ping") == {"ok": "pong"}
+            assert len(worker.records("started")) == len(ids)
+
+
+def test_late_acks_of_others(database, client, request, start_worker, tmp_path):
+    """An ack that comes when the message has got another owner does not take it away from it."""
+    gate = tmp_path / "gate"
+    transport = Transport("redis", database, redis_database(request, 1))
+    env = {"BATCHES_CONF": "asyncpool_redis_batching=True"}
+    # It looks once, when it starts, for what the first one has had for a second.
+    heir_env = {"BATCHES_CONF": "broker_transport_options={'visibility_timeout': 1}"}
+    worker = start_worker(transport, "batches", "-c", 4, "--processes", 1, env=env)
+    heir = start_worker(transport, "batches", "-c", 4, "--processes", 1, env=heir_env)
+    with worker:
+        ids = {worker.client.send("hold_late", str(gate)).id for _ in range(4)}
+        wait_for(lambda: runs_of(worker, "started") == ids, worker.tail)
+        worker.process.send_signal(signal.SIGSTOP)
+        wait_visible()
+        with heir:
+            wait_for(lambda: runs_of(heir, "started") == ids, heir.tail)
+            Path(f"{gate}-{worker.hostname}").touch()
+            wait_for(lambda: runs_of(worker, "ended") == ids, worker.tail)
+            worker.process.send_signal(signal.SIGCONT)
+            wait_for(lambda: worker.inspect("active") == [], worker.tail)
+            assert worker.inspect("ping") == {"ok": "pong"}
+
+            assert left(client, transport.queue) == (0, 4, 4)
+            gate.touch()
+            wait_for(lambda: is_empty(client, transport.queue), heir.tail)
 
 
 def wait_visible():

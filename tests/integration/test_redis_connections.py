@@ -135,4 +135,9 @@ def test_switched_off(run_tasks, server):
 
 
 def is_on(said):
-    return said
+    """Whether all tasks came in batches."""
+    if not said["batching"]:
+        assert said["reason"]
+        assert said["batches"] == 0
+        return False
+    return said["messages"] >= TASKS and said["fallbacks"] == {}
