@@ -10,6 +10,7 @@ import signal
 from collections import Counter
 from itertools import groupby
 
+import kombu
 import pytest
 import redis as redis_client
 from celery.app.defaults import NAMESPACES
@@ -228,7 +229,10 @@ def test_strict_order(queues, kind, strategy, first):
         queues.wait_done()
 
     order = [of[task_id] for task_id in queues.started()]
-    assert [name for name, _ in groupby(order)] == sorted(queues.names, key=lambda n: n != first)
+    stretches = [name for name, _ in groupby(order)]
+    assert sorted(stretches) == sorted(queues.names)
+    if strategy == "sorted" or kombu.VERSION >= (5, 7):  # before, their order was that of a set
+        assert stretches[0] == first
 
 
 @pytest.mark.parametrize(("kind", "multiplier"), [("batched", 1), ("batched", 4), ("stock", 4)])

@@ -125,6 +125,7 @@ def test_user_without_rights(run_tasks, server):
     said, log = run_tasks(server, f"redis://{USER}:{PASSWORD}@127.0.0.1:{server.port}/0")
 
     assert not is_on(said)
+    assert log.count("in kombu's way") == 1
 
 
 def test_switched_off(run_tasks, server):
