@@ -27,8 +27,10 @@ from typing import Any
 import redis
 from kombu import Connection, Exchange, Queue
 from kombu.asynchronous import Hub, set_event_loop
-from kombu.transport.redis import Transport as StockTransport
 from kombu.utils.json import dumps, loads
+
+import celery_asyncpool.redis_transport.channel  # noqa: F401 - once, not in each consumer
+from celery_asyncpool.redis_transport import batched
 
 QUEUES = ("first", "second")
 PRIORITIES = (0, 3)
@@ -97,12 +99,14 @@ class Ledger:
 class Consumer:
     """Takes, runs and acknowledges messages until it is killed. In the child."""
 
-    def __init__(self, url: str, transport: type[StockTransport], ledger: Ledger) -> None:
+    def __init__(self, url: str, batching: bool, ledger: Ledger) -> None:
         self._ledger = ledger
         self._random = random.Random(os.getpid())
         self._hub = Hub()
         set_event_loop(self._hub)
-        self._connection = Connection(url, transport=transport, transport_options=OPTIONS)
+        self._connection = Connection(url, transport_options=OPTIONS)
+        if batching:
+            batched(self._connection)
         exchange = Exchange("killing", "direct")
         queues = [Queue(name, exchange, routing_key=name) for name in QUEUES]
         self._consumer = self._connection.Consumer(
@@ -144,10 +148,10 @@ class Consumer:
 class Killing:
     """The rounds; use it as a context manager."""
 
-    def __init__(self, url: str, transport: type[StockTransport], seed: int) -> None:
+    def __init__(self, url: str, batching: bool, seed: int) -> None:
         self.count = Count()
         self._url = url
-        self._transport = transport
+        self._batching = batching
         self._random = random.Random(seed)
         self._client = redis.Redis.from_url(url)
         self._ledger = Ledger()
@@ -199,7 +203,7 @@ class Killing:
         if not pid:
             try:
                 os.close(read)
-                Consumer(self._url, self._transport, self._ledger).run(write)
+                Consumer(self._url, self._batching, self._ledger).run(write)
             except BaseException:
                 traceback.print_exc()
             os._exit(1)
@@ -288,11 +292,6 @@ def _message(name: str, queue: str, priority: int, late: bool) -> str:
     )
 
 
-def our_transport() -> type[StockTransport]:
-    """The transport of a worker with `asyncpool_redis_batching`."""
-    raise NotImplementedError
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("url", help="of a Redis database that is emptied")
@@ -300,9 +299,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
     parser.add_argument("--stock", action="store_true", help="kombu's own transport")
     arguments = parser.parse_args()
-    transport = StockTransport if arguments.stock else our_transport()
     print(f"seed {arguments.seed}", file=sys.stderr)
-    with Killing(arguments.url, transport, arguments.seed) as killing:
+    with Killing(arguments.url, not arguments.stock, arguments.seed) as killing:
         print(json.dumps(dataclasses.asdict(killing.run(arguments.kills))))
 
 
