@@ -24,12 +24,12 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-import celery_asyncpool.redis_transport.channel  # noqa: F401 - once, not in each consumer
 import redis
 from kombu import Connection, Exchange, Queue
 from kombu.asynchronous import Hub, set_event_loop
 from kombu.utils.json import dumps, loads
 
+import celery_asyncpool.redis_transport.channel  # noqa: F401 - once, not in each consumer
 from celery_asyncpool.redis_transport import batched
 
 QUEUES = ("first", "second")

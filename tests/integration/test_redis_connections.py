@@ -128,6 +128,15 @@ def test_user_without_rights(run_tasks, server):
     assert log.count("in kombu's way") == 1
 
 
+def test_before_redis_6_2(run_tasks):
+    """A server that has no BLMOVE yet."""
+    require(RedisServer)
+    with RedisServer("--rename-command", "BLMOVE", "") as server:
+        said, _ = run_tasks(server, f"{server.url}/0")
+
+        assert is_on(said)
+
+
 def test_switched_off(run_tasks, server):
     """Without the setting, too."""
     said, _ = run_tasks(server, f"{server.url}/0", batching=False)

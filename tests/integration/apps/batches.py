@@ -15,7 +15,7 @@ configure(app, "BATCHES_CONF")
 
 @signals.task_received.connect
 def on_received(request, **kwargs):
-    record("received", id=request.id)
+    record("received", id=request.id, at=time.time())
 
 
 @app.task(bind=True)
