@@ -188,6 +188,33 @@ def test_killed_redis(durable_server, request, start_worker):
         assert worker.inspect("ping") == {"ok": "pong"}
 
 
+def test_full_server(request, start_worker, tmp_path):
+    """A Redis without free memory loses no message: taking and acknowledging need none."""
+    require(RedisServer)
+    gate = tmp_path / "gate"
+    with RedisServer() as server:
+        transport = Transport("redis", f"{server.url}/0", redis_database(request, 1))
+        env = {"BATCHES_CONF": "asyncpool_redis_batching=True"}
+        args = ("-c", 2, "--processes", 1, "--prefetch-multiplier", 1)
+        worker = start_worker(transport, "batches", *args, env=env)
+        with worker, redis_client.Redis.from_url(transport.broker) as client:
+            held = {worker.client.send("hold_late", str(gate)).id for _ in range(2)}
+            wait_for(lambda: runs_of(worker, "started") == held, worker.tail)
+            tasks = ("early", "late") * 50
+            waiting = {worker.client.send(task, ignore_result=True).id for task in tasks}
+            client.config_set("maxmemory", 1)
+            with pytest.raises(redis_client.OutOfMemoryError):
+                client.set("anything", "more")
+
+            gate.touch()
+
+            wait_for(lambda: runs_of(worker, "started") == held | waiting, worker.tail)
+            wait_for(lambda: is_empty(client, transport.queue), worker.tail)
+            client.config_set("maxmemory", 0)
+            assert len(worker.records("started")) == len(held | waiting)
+            assert worker.inspect("ping") == {"ok": "pong"}
+
+
 def test_acks_of_a_cut_connection(database, client, request, start_worker, tmp_path):
     """What ends while Redis is away is acknowledged when it is back, and does not run again."""
     gate = tmp_path / "gate"

@@ -14,6 +14,9 @@ from tests.servers import RedisSentinel, RedisServer, free_port
 
 TASKS = 50
 
+#: So that a batch comes in many pieces.
+PAYLOAD = "x" * 20_000
+
 USER, PASSWORD = "clerk", "s3cret"
 
 
@@ -28,7 +31,8 @@ def run_tasks(request, start_worker):
         worker = start_worker(transport, "batches", "-c", 10, "--processes", 1, env=env)
         worker.client.app.conf.update(settings)
         with worker, redis_client.Redis.from_url(server.url) as client:
-            ids = [worker.client.send(("early", "late")[n % 2]).id for n in range(TASKS)]
+            tasks = ("early", "late") * (TASKS // 2)
+            ids = [worker.client.send(task, PAYLOAD).id for task in tasks]
             wait_for(lambda: started(worker) >= Counter(ids), worker.tail)
             left = lambda: (client.llen(transport.queue), client.hlen("unacked"))  # noqa: E731
             wait_for(lambda: left() == (0, 0), lambda: f"left: {left()}")

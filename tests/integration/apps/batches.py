@@ -21,13 +21,13 @@ def on_received(request, **kwargs):
 @app.task(bind=True)
 def early(self, *args):
     """Record the run, and by whom it is."""
-    record("started", id=self.request.id, args=args, by=self.request.hostname)
+    record("started", id=self.request.id, by=self.request.hostname)
 
 
 @app.task(bind=True, acks_late=True)
 def late(self, *args):
     """The same."""
-    record("started", id=self.request.id, args=args, by=self.request.hostname)
+    record("started", id=self.request.id, by=self.request.hostname)
 
 
 @app.task(bind=True, acks_late=True, ignore_result=True)
