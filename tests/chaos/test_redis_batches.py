@@ -269,6 +269,29 @@ def kill_connections(client):
             client.client_kill_filter(_id=connection["id"])
 
 
+def test_acks_during_a_warm_shutdown(database, client, request, start_worker, tmp_path):
+    """What ends while the worker waits for others is acknowledged then, not at its end."""
+    transport = Transport("redis", database, redis_database(request, 1))
+    env = {"BATCHES_CONF": "asyncpool_redis_batching=True"}
+    worker = start_worker(transport, "batches", "-c", 4, "--processes", 1, env=env)
+    gates = [tmp_path / f"gate {number}" for number in range(3)]
+    with worker:
+        ids = [worker.client.send("hold_late", str(gate)).id for gate in gates]
+        wait_for(lambda: runs_of(worker, "started") == set(ids), worker.tail)
+        worker.process.send_signal(signal.SIGTERM)
+        worker.wait_log("waiting for 3 tasks")
+
+        for number, gate in enumerate(gates[:2], 1):
+            gate.touch()
+            left_over = 3 - number
+            wait_for(lambda n=left_over: client.hlen("unacked") == n, worker.tail)
+
+        assert worker.process.poll() is None
+        gates[2].touch()
+        assert worker.wait_exit() == 0
+    assert is_empty(client, transport.queue)
+
+
 def test_late_acks_of_others(database, client, request, start_worker, tmp_path):
     """An ack that comes when the message has got another owner does not take it away from it."""
     gate = tmp_path / "gate"
