@@ -13,9 +13,11 @@ from typing import Any
 
 from celery.concurrency.base import BasePool
 
+from celery_asyncpool.redis_transport import RedisBatching
+
 from .bodies import ledger
 
-__all__ = ["Pool"]
+__all__ = ["BatchingPool", "Pool"]
 
 
 class Pool(BasePool):
@@ -40,3 +42,11 @@ class Pool(BasePool):
         ledger.start(number)
         accept_callback(os.getpid(), ledger.started[number])
         callback((False, ledger.end(number), 0.0))
+
+
+class BatchingPool(Pool):
+    """The same on our Redis transport: ``benchmarks.ceiling:BatchingPool``."""
+
+    def on_start(self) -> None:
+        """Celery calls it before it connects to the broker."""
+        RedisBatching().install(self.app)

@@ -124,6 +124,12 @@ POOLS = {
         environment=_custom("benchmarks.ceiling:Pool"),
         runs_tasks=False,
     ),
+    "ceiling-batches": PoolSpec(
+        ("-P", "custom"),
+        "sync",
+        environment=_custom("benchmarks.ceiling:BatchingPool"),
+        runs_tasks=False,
+    ),
     "celery-aio-pool": PoolSpec(
         ("-P", "custom"),
         "async",

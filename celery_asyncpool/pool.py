@@ -30,7 +30,7 @@ from .parent.shutdown import ColdSignals, Shutdown, is_cold_shutdown
 from .parent.supervisor import EXIT_TIMEOUT, Supervisor
 from .prefetch import Prefetch
 from .redis_close import survive_second_close
-from .redis_transport import AcksTogether, keep_clients
+from .redis_transport import RedisBatching
 from .request import (
     fail_for_good,
     finish_async_errbacks,
@@ -77,6 +77,7 @@ class Pool(BasePool):
         self._caps = Caps(self.settings.caps)
         self._warn_of_unused_caps()
         self._prefetch = Prefetch()
+        self._redis = RedisBatching(self.settings.redis_batching)
         self._job_ids = itertools.count(1)
         self._supervisor: Supervisor | None = None
         #: Celery's hub, or where its transport has none a thread with ours.
@@ -98,7 +99,7 @@ class Pool(BasePool):
                 "much memory another process uses (Linux does, in /proc)"
             )
         survive_second_close()
-        keep_clients()
+        self._redis.install(self.app)
         use_request(self.app)
         finish_async_errbacks()
         warn_of_async_receivers()
@@ -133,7 +134,6 @@ class Pool(BasePool):
             caps=self._caps,
             on_slot_free=self._slot_is_free,
             on_waiting=self._on_waiting,
-            together=AcksTogether(),
             on_give_up=_end_worker,
             connection_errors=self.app.connection_for_read().connection_errors,
         )
@@ -347,6 +347,7 @@ class Pool(BasePool):
         shutdown.run(cold)
         atexit.unregister(supervisor.kill_all)
         self._supervisor = self._hub = self._consumer = None
+        self._redis.uninstall()
         if self._thread is not None:
             self._thread.stop()
             self._thread = None
@@ -368,6 +369,7 @@ class Pool(BasePool):
                 "max-memory-per-child": self.settings.max_memory or "N/A",
                 "loop": self.settings.loop,
                 "timeouts": [self.settings.limits.soft or 0, self.settings.limits.hard or 0],
+                "redis": self._redis.info(),
                 "limits": {cap.pattern: _cap_info(cap) for cap in self._caps},
                 "worker-processes": {
                     str(process.pid): self._process_info(process) for process in processes

@@ -84,6 +84,8 @@ class Settings:
     #: ``asyncpool_limits``: names of tasks, or patterns, and how many of these may
     #: run at once.
     caps: tuple[tuple[str, int], ...]
+    #: ``asyncpool_redis_batching``: whether Redis is used in batches.
+    redis_batching: bool
     #: ``worker_max_tasks_per_child``: tasks after which a process is replaced.
     max_tasks: int | None
     #: ``worker_max_memory_per_child``: KiB of resident memory above which it is.
@@ -122,6 +124,7 @@ class Settings:
             lifespan_timeout=_seconds(conf, "asyncpool_lifespan_timeout", 30.0),
             max_crashes=_whole_number(conf, "asyncpool_max_crashes", 3),
             caps=_caps(conf),
+            redis_batching=_yes_or_no(conf, "asyncpool_redis_batching", True),
             max_tasks=_whole_number_or_none("worker_max_tasks_per_child", max_tasks),
             max_memory=_whole_number_or_none("worker_max_memory_per_child", max_memory),
             limits=_limits(soft_time_limit, time_limit),
@@ -166,6 +169,15 @@ def check_platform(platform: str = sys.platform) -> None:
 def _whole_number(conf: Mapping[str, Any], name: str, default: int) -> int:
     value = conf.get(name)
     return default if value is None else _check_whole_number(name, value)
+
+
+def _yes_or_no(conf: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = conf.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise BadSetting(f"{name} must be True or False, got {value!r}")
+    return value
 
 
 def _whole_number_or_none(name: str, value: Any) -> int | None:

@@ -49,6 +49,7 @@ SHARED = [
     "pipe",
     "prefetch",
     "redis_close",
+    "redis_transport",
     "request",
     "settings",
     "signals",

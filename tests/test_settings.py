@@ -57,6 +57,7 @@ def test_settings_by_default():
         lifespan_timeout=30.0,
         max_crashes=3,
         caps=(),
+        redis_batching=True,
         max_tasks=None,
         max_memory=None,
         limits=Limits(None, None),
@@ -82,6 +83,7 @@ def test_settings_of_a_configured_app():
         asyncpool_lifespan_timeout=12,
         asyncpool_max_crashes=5,
         asyncpool_limits={"proj.scrape": 2, "proj.pdf.*": "4"},
+        asyncpool_redis_batching=False,
         worker_proc_alive_timeout=30,
     )
 
@@ -106,6 +108,7 @@ def test_settings_of_a_configured_app():
         lifespan_timeout=12.0,
         max_crashes=5,
         caps=(("proj.scrape", 2), ("proj.pdf.*", 4)),
+        redis_batching=False,
         max_tasks=1000,
         max_memory=200_000,
         limits=Limits(soft=20, hard=30),
@@ -262,6 +265,13 @@ def test_caps_that_are_no_dictionary_of_names(value):
         "celery_asyncpool: asyncpool_limits must be a dictionary of task names or patterns, with "
         f"whole numbers of at least 1, got {value!r}"
     )
+
+
+@pytest.mark.parametrize("value", ["yes", 1, 0, "False", []])
+def test_redis_batching_is_true_or_false(value):
+    """Nothing else, since a text would be true whatever it says."""
+    with pytest.raises(BadSetting, match="asyncpool_redis_batching must be True or False, got"):
+        Settings.from_conf({"asyncpool_redis_batching": value}, slots=10)
 
 
 def test_caps_of_the_readme():

@@ -10,11 +10,9 @@ of each process, and writes all jobs of the turn with one write per process.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 from billiard.common import human_status
@@ -88,7 +86,6 @@ class Supervisor:
             one that has waited goes on with the slot.
         on_waiting: called with the number of jobs that wait for their caps, when it
             has changed.
-        together: entered while Celery is told what one read has brought.
         on_give_up: called when processes fail to start again and again.
         connection_errors: what Celery's callbacks raise when the broker is lost.
         clock: monotonic seconds.
@@ -109,7 +106,6 @@ class Supervisor:
         caps: Caps | None = None,
         on_slot_free: Callable[[], Any],
         on_waiting: Callable[[int], Any] | None = None,
-        together: AbstractContextManager[None] | None = None,
         on_give_up: Callable[[], None],
         connection_errors: tuple[type[BaseException], ...] = (),
         clock: Callable[[], float] = time.monotonic,
@@ -127,7 +123,6 @@ class Supervisor:
         self.exit_timeout = exit_timeout
         self._on_slot_free = on_slot_free
         self._on_waiting = on_waiting if on_waiting is not None else _nothing
-        self._together = together if together is not None else contextlib.nullcontext()
         self._on_give_up = on_give_up
         self._connection_errors = connection_errors
         self._clock = clock
@@ -688,9 +683,8 @@ class Supervisor:
         process.is_read = True
         try:
             messages = process.pipe.read()
-            with self._together:
-                for message in messages:
-                    self._handle(process, message)
+            for message in messages:
+                self._handle(process, message)
         except protocol.ProtocolError as exc:
             logger.critical("worker process %s: %s; killing it", process.pid, exc)
             process.is_garbled = True

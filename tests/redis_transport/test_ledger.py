@@ -1,0 +1,158 @@
+"""celery_asyncpool/redis_transport/ledger.py: whose a message is, and what comes next."""
+
+from __future__ import annotations
+
+import pytest
+
+from celery_asyncpool.redis_transport.ledger import FIRST, MOST, Ledger, Ramp, Scores, Shared
+
+
+def test_batches_grow_while_there_is_more():
+    """From few messages to many, and few again when the queues were empty."""
+    ramp = Ramp()
+    sizes = []
+    for _ in range(6):
+        sizes.append(ramp.next_size(None))
+        ramp.on_batch(is_more=True)
+
+    assert sizes == [FIRST, FIRST * 2, FIRST * 4, MOST, MOST, MOST]
+    ramp.on_batch(is_more=False)
+    assert ramp.next_size(None) == FIRST
+
+
+@pytest.mark.parametrize(("room", "size"), [(0, 0), (3, 3), (100, FIRST)])
+def test_batches_fit(room, size):
+    """No more is taken than there is room for."""
+    assert Ramp().next_size(room) == size
+
+
+def test_scores_are_the_time():
+    """kombu looks at them to see which messages are old."""
+    assert float(Scores(lambda: 1_800_000_000.25).next_score()) == 1_800_000_000.25
+
+
+def test_scores_are_never_the_same():
+    """Even where the clock stands still, or goes back."""
+    times = iter([5.0, 5.0, 4.0, 6.0])
+    scores = Scores(lambda: next(times))
+
+    found = [float(scores.next_score()) for _ in range(4)]
+
+    assert found == sorted(set(found))
+    assert found[-1] == 6.0
+
+
+def test_a_message_from_its_batch_to_its_ack():
+    """It arrives, is held, its ack waits, is sent, and is confirmed."""
+    ledger = Ledger()
+    ledger.take("a", "1.0")
+    assert repr(ledger) == "<Ledger 1 arriving, 0 held, 0 acks wait, 0 sent>"
+    assert ledger.hold("a")
+    assert repr(ledger) == "<Ledger 0 arriving, 1 held, 0 acks wait, 0 sent>"
+    assert ledger.ack("a")
+    assert repr(ledger) == "<Ledger 0 arriving, 0 held, 1 acks wait, 0 sent>"
+    assert ledger.send_acks(10) == [("a", "1.0")]
+    assert repr(ledger) == "<Ledger 0 arriving, 0 held, 0 acks wait, 1 sent>"
+    ledger.confirm_acks()
+    assert repr(ledger) == "<Ledger 0 arriving, 0 held, 0 acks wait, 0 sent>"
+
+
+def test_a_message_that_is_not_of_a_batch():
+    """kombu keeps and acknowledges it."""
+    ledger = Ledger()
+
+    assert not ledger.hold("a")
+    assert not ledger.ack("a")
+    assert not ledger.has_acks
+
+
+def test_an_ack_is_sent_once():
+    """A second one says nothing."""
+    ledger = Ledger()
+    ledger.take("a", "1.0")
+    ledger.hold("a")
+
+    assert [ledger.ack("a"), ledger.ack("a")] == [True, False]
+    assert ledger.send_acks(10) == [("a", "1.0")]
+    assert ledger.send_acks(10) == []
+
+
+def test_acks_of_a_lost_connection():
+    """What was sent and not confirmed is sent again, before what has waited."""
+    ledger = Ledger()
+    for tag in "abcd":
+        ledger.take(tag, "1.0")
+        ledger.hold(tag)
+        ledger.ack(tag)
+    ledger.send_acks(1)
+    ledger.send_acks(2)
+    ledger.confirm_acks()
+
+    ledger.resend_acks()
+
+    assert [tag for tag, _ in ledger.send_acks(10)] == ["b", "c", "d"]
+
+
+def test_acks_for_the_next_connection():
+    """They leave one ledger, and enter another."""
+    ledger, later = Ledger(), Ledger()
+    for tag in "ab":
+        ledger.take(tag, "1.0")
+        ledger.hold(tag)
+        ledger.ack(tag)
+    ledger.send_acks(1)
+
+    later.add(ledger.unfinished_acks())
+
+    assert not ledger.has_acks
+    assert later.send_acks(10) == [("a", "1.0"), ("b", "1.0")]
+
+
+def test_a_message_that_went_back():
+    """Nothing is left of it."""
+    ledger = Ledger()
+    ledger.take("a", "1.0")
+    ledger.forget("a")
+    ledger.take("b", "1.0")
+    ledger.hold("b")
+    ledger.forget_held()
+
+    assert not ledger.ack("a")
+    assert not ledger.ack("b")
+
+
+def test_a_message_that_nobody_keeps():
+    """It is acknowledged at once, unless somebody has kept it."""
+    ledger = Ledger()
+    for tag in "ab":
+        ledger.take(tag, "1.0")
+    ledger.hold("a")
+
+    ledger.drop("a")
+    ledger.drop("b")
+
+    assert ledger.send_acks(10) == [("b", "1.0")]
+
+
+def test_statistics():
+    """How many batches, how large, and why not."""
+    shared = Shared()
+    for size in (0, 1, 4):
+        shared.on_batch(size)
+    assert [shared.fall_back("reason") for _ in range(2)] == [True, False]
+
+    assert shared.info() == {
+        "batching": True,
+        "batches": 2,
+        "messages": 5,
+        "messages-per-batch": {"mean": 2.5, "max": 4},
+        "fallbacks": {"reason": 2},
+    }
+
+
+def test_statistics_when_off():
+    """They say why."""
+    info = Shared("no").info()
+
+    assert (info["batching"], info["reason"]) == (False, "no")
+    assert info["messages-per-batch"] == {"mean": 0.0, "max": 0}
