@@ -5,7 +5,7 @@
 #   make test-oldest    all tests, with the oldest versions that pyproject.toml allows
 #   make lint types     ruff, mypy
 #   make soak           minutes of random tasks under random faults: make soak MINUTES=2
-#   make bench          the benchmarks: see benchmarks/README.md
+#   make bench          the benchmarks, ten to fifteen minutes: see benchmarks/README.md
 #   make clean          remove the environments and caches
 #
 # Arguments for the program behind it: make demo ARGS="--tasks 200"

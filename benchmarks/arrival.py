@@ -11,19 +11,29 @@ import redis
 __all__ = ["ResultTimes"]
 
 
-class ResultTimes:
-    """Notes, in a thread, when each key is set; use it as a context manager."""
+#: Redis' letters for the commands that store a result.
+CLASSES = {"set": "$", "lpush": "l"}
 
-    def __init__(self, url: str) -> None:
+
+class ResultTimes:
+    """Notes, in a thread, when each key is written; use it as a context manager.
+
+    Arguments:
+        url: of the Redis and its database.
+        event: the command that writes: ``"set"`` or ``"lpush"``.
+    """
+
+    def __init__(self, url: str, event: str = "set") -> None:
+        self._class = CLASSES[event]
         self._redis = redis.Redis.from_url(url)
         database = self._redis.connection_pool.connection_kwargs.get("db", 0)
-        self._channel = f"__keyevent@{database}__:set"
+        self._channel = f"__keyevent@{database}__:{event}"
         self.times: dict[str, float] = {}
         self._is_over = False
         self._thread = threading.Thread(target=self._listen, daemon=True)
 
     def __enter__(self) -> ResultTimes:
-        self._redis.config_set("notify-keyspace-events", "E$")
+        self._redis.config_set("notify-keyspace-events", f"E{self._class}")
         self._pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
         self._pubsub.subscribe(self._channel)
         self._thread.start()

@@ -24,6 +24,11 @@ ledger = Ledger(os.environ[VARIABLE])
 _usleep = ctypes.CDLL(None).usleep
 
 
+#: When the gate opens, tasks that hold end over some seconds, this far apart: thousands that
+#: store their results in one moment would want as many connections.
+APART, GROUPS = 0.015, 1000
+
+
 class _Shared:
     """What the tasks of one process share."""
 
@@ -84,6 +89,7 @@ def hold(number: int) -> int:
         _Shared.gate = threading.Event()
         threading.Thread(target=_watch_gate, args=(_Shared.gate,), daemon=True).start()
     _Shared.gate.wait()
+    time.sleep(number % GROUPS * APART)
     return ledger.end(number)
 
 
@@ -142,6 +148,7 @@ async def hold_async(number: int) -> int:
     if _Shared.gate is None:
         _Shared.gate = asyncio.create_task(_watch_gate_async())
     await asyncio.shield(_Shared.gate)
+    await asyncio.sleep(number % GROUPS * APART)
     return ledger.end(number)
 
 

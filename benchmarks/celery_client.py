@@ -39,14 +39,16 @@ class CeleryClient(Client):
             .id
         )
 
-    def release(self) -> None:
+    def release(self) -> bool:
         if self._broker is not None:
             # The worker waits at its queue, which is now full. Told to consume
-            # another one, it would first wait there for up to a second.
+            # another one, it would first wait there for up to a second, as
+            # with RabbitMQ and gevent it does.
             self._broker.rename(self._later, self.name)
         else:
             self._consume()
         self._batches += 1
+        return self._broker is not None
 
     def _consume(self) -> None:
         replies = app.control.add_consumer(

@@ -3,16 +3,20 @@
 A delay line: each chunk leaves SECONDS after it came, in order, however many
 are under way, so that latency grows and bandwidth does not shrink. It prints
 its own port and runs until standard input ends.
+
+Its loop waits in ``select``: the timeouts of ``epoll`` are whole milliseconds,
+which is too coarse for a delay of two.
 """
 
 from __future__ import annotations
 
 import asyncio
+import selectors
 import socket
 import sys
 from collections import deque
 
-__all__ = ["DelayLine", "serve"]
+__all__ = ["DelayLine", "new_loop", "serve"]
 
 #: Bytes under way in one direction above which the sender has to wait.
 WINDOW = 16 * 2**20
@@ -87,37 +91,43 @@ class DelayLine(asyncio.Protocol):
             self.transport.resume_reading()
 
 
-async def _join(client: socket.socket, port: int, delay: float) -> None:
+def new_loop() -> asyncio.AbstractEventLoop:
+    """Return a loop whose timers are good to some hundredths of a millisecond."""
+    return asyncio.SelectorEventLoop(selectors.SelectSelector())
+
+
+async def _join(client: socket.socket, host: str, port: int, delay: float) -> None:
     loop = asyncio.get_running_loop()
     near, far = DelayLine(loop, delay), DelayLine(loop, delay)
     near.other, far.other = far, near
     server = socket.socket()
     server.setblocking(False)
-    await loop.sock_connect(server, ("127.0.0.1", port))
+    await loop.sock_connect(server, (host, port))
     await loop.connect_accepted_socket(lambda: near, client)
     await loop.connect_accepted_socket(lambda: far, server)
 
 
-async def serve(port: int, delay: float) -> None:
+async def serve(port: int, delay: float, host: str = "127.0.0.1") -> None:
     """Delay all connections to *port* until standard input ends; print the own port."""
     loop = asyncio.get_running_loop()
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     listener.setblocking(False)
     print(listener.getsockname()[1], flush=True)
-    accepting = loop.create_task(_accept(listener, port, delay))
+    accepting = loop.create_task(_accept(listener, host, port, delay))
     await asyncio.to_thread(sys.stdin.read)
     accepting.cancel()
 
 
-async def _accept(listener: socket.socket, port: int, delay: float) -> None:
+async def _accept(listener: socket.socket, host: str, port: int, delay: float) -> None:
     loop = asyncio.get_running_loop()
     joining = set()
     while True:
         client, _ = await loop.sock_accept(listener)
-        task = loop.create_task(_join(client, port, delay))
+        task = loop.create_task(_join(client, host, port, delay))
         joining.add(task)
         task.add_done_callback(joining.discard)
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(int(sys.argv[1]), float(sys.argv[2])))
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(serve(int(sys.argv[1]), float(sys.argv[2]), *sys.argv[3:]))

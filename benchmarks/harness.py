@@ -1,7 +1,7 @@
 """Run one pool once: a fresh worker, a full queue, and a clock.
 
-The clock starts when the worker is told to consume a queue that is already
-full, and ends when the last result is stored, so that it measures processing
+The clock starts when a queue that is already full is put where the worker
+waits, and ends when the last result is stored, so that it measures processing
 alone. Whatever is not exactly right is a :exc:`BenchmarkError`, never a number.
 """
 
@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import redis
 
 from . import procfs
 from .ledger import VARIABLE, Ledger
@@ -32,6 +34,8 @@ STALL_TIMEOUT = 60.0
 LOOK = 0.005
 #: Tasks that run before the clock starts: every process is then connected.
 PRIMER_TASKS = 200
+#: Seconds of a trial that tells a rate well enough.
+LONGER_TRIAL = 0.7
 
 _run_numbers = itertools.count(1)
 
@@ -170,6 +174,8 @@ def start_run(
 ) -> Iterator[Run]:
     """Start a worker with *in_flight* slots and room in its ledger for *tasks*; yield the run."""
     name = f"run{next(_run_numbers)}-{os.getpid()}@benchmarks"
+    with redis.Redis.from_url(servers.results) as client:
+        client.flushall()  # a run that failed may have left something
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         path = Path(folder, "ledger")
         ledger = Ledger.create(path, tasks + PRIMER_TASKS + 1)
@@ -182,8 +188,8 @@ def start_run(
         worker = Worker(
             pool.command(name, name, in_flight), {**(far if is_far else near), **pool.environment}
         )
-        with ClientProcess(client_command, near) as client:
-            run = Run(pool, worker, client, ledger)
+        with ClientProcess(client_command, near) as publisher:
+            run = Run(pool, worker, publisher, ledger)
             run.publish_first()
             with worker:
                 run.get_ready()
@@ -200,28 +206,54 @@ def _environment(ledger: Path, queue: str, broker: str, results: str) -> dict[st
     }
 
 
-def throughput(pool: PoolSpec, row: Workload, servers: Servers, tasks: int) -> dict[str, Any]:
-    """Run *tasks* tasks of *row* through a fresh worker; return one sample."""
+def throughput(
+    pool: PoolSpec, row: Workload, servers: Servers, seconds: float, tasks: int | None = None
+) -> dict[str, Any]:
+    """Run tasks of *row* through a fresh worker; return one sample.
+
+    After a short trial: it warms up, and where *tasks* is not given it says how many
+    fill the *seconds*.
+    """
     args = servers.fill_in(row.args)
-    with start_run(pool, row.in_flight, servers, tasks, is_far=row.is_far) as run:
+    room = row.trial + (tasks or 2 * row.most)
+    with start_run(pool, row.in_flight, servers, room, is_far=row.is_far) as run:
         run.prime(PRIMER_TASKS)
         rest = procfs.pss_bytes(run.worker.pid)
-        first = run.take(tasks)
-        run.publish(
-            row.body, first, tasks, args, form=row.form, later=True, with_result=row.with_result
-        )
-        if run.ledger.count_started(first, tasks):
-            raise BenchmarkError("tasks started before the clock")
-        before = procfs.cpu_seconds(run.worker.pid)
-        start = run.client.call("release")
-        run.wait_ended(first, tasks)
-        end = run.check(first, tasks, row.with_result)
-        after = procfs.cpu_seconds(run.worker.pid)
+        took, _ = _timed(run, row, args, row.trial)
+        tasks = tasks or _find_count(run, row, args, row.trial / took, seconds)
+        took, cpu = _timed(run, row, args, tasks)
     return {
-        "rate": tasks / (end - start),
-        "cpu_per_1000": None
-        if before is None or after is None
-        else (after - before) * 1000 / tasks,
+        "rate": tasks / took,
+        "tasks": tasks,
+        "seconds": took,
+        "cpu_per_1000": None if cpu is None else cpu * 1000 / tasks,
         "startup": run.startup,
         "memory": rest,
     }
+
+
+def _find_count(run: Run, row: Workload, args: list[Any], rate: float, seconds: float) -> int:
+    """Return how many tasks fill the *seconds*; what a short trial says is checked by a longer."""
+    count = row.tasks_for(rate, min(LONGER_TRIAL, seconds))
+    if count > row.trial:
+        took, _ = _timed(run, row, args, count)
+        rate = count / took
+    return row.tasks_for(rate, seconds)
+
+
+def _timed(run: Run, row: Workload, args: list[Any], tasks: int) -> tuple[float, float | None]:
+    """Return the seconds from a full queue to the last result, and the CPU seconds."""
+    first = run.take(tasks)
+    run.publish(
+        row.body, first, tasks, args, form=row.form, later=True, with_result=row.with_result
+    )
+    if run.ledger.count_started(first, tasks):
+        raise BenchmarkError("tasks started before the clock")
+    before = procfs.cpu_seconds(run.worker.pid)
+    start = run.client.call("release")
+    run.wait_ended(first, tasks)
+    end = run.check(first, tasks, row.with_result)
+    after = procfs.cpu_seconds(run.worker.pid)
+    if start is None:
+        start = min(run.ledger.started[first : first + tasks])
+    return end - start, None if before is None or after is None else after - before

@@ -16,6 +16,7 @@ def draw(session: dict[str, Any], folder: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
+    folder.mkdir(exist_ok=True)
     from matplotlib import pyplot
 
     if session["rows"]:
@@ -24,7 +25,8 @@ def draw(session: dict[str, Any], folder: Path) -> None:
         if session["scenarios"].get(name):
             figure, panel = pyplot.subplots(figsize=(8, 4), layout="constrained")
             draw_lines(panel, _without_errors(session["scenarios"][name]))
-            panel.legend()
+            if panel.lines:
+                panel.legend()
             figure.savefig(folder / f"{name}.png", dpi=120)
             pyplot.close(figure)
 
@@ -50,7 +52,7 @@ def _latency_lines(panel: Any, samples: dict[str, list[Any]]) -> None:
 
 def _memory_lines(panel: Any, samples: dict[str, list[Any]]) -> None:
     for pool, runs in samples.items():
-        points = list(runs[0]["memory"])
+        points = [n for n in runs[0]["memory"] if all(run["memory"][n] for run in runs)]
         values = [median(run["memory"][point] for run in runs) / 2**20 for point in points]
         panel.plot([int(point) for point in points], values, marker="o", label=pool)
     panel.set_xscale("symlog")
@@ -60,17 +62,27 @@ def _memory_lines(panel: Any, samples: dict[str, list[Any]]) -> None:
 
 def _draw_throughput(pyplot: Any, rows: dict[str, Any], path: Path) -> None:
     """One panel for each row."""
+    figures = {name: medians(row["samples"], "rate") for name, row in rows.items()}
+    figures = {name: rates for name, rates in figures.items() if rates}
+    if not figures:
+        return
+    heights = [0.7 + 0.25 * len(rates) for rates in figures.values()]
     figure, panels = pyplot.subplots(
-        len(rows), 1, figsize=(8, 1.6 * len(rows)), squeeze=False, layout="constrained"
+        *(len(figures), 1),
+        figsize=(8, sum(heights)),
+        height_ratios=heights,
+        squeeze=False,
+        layout="constrained",
     )
-    for panel, row in zip(panels[:, 0], rows.values(), strict=True):
-        rates = medians(row["samples"], "rate")
+    for panel, (name, rates) in zip(panels[:, 0], figures.items(), strict=True):
+        row = rows[name]
         samples = [[s["rate"] for s in row["samples"][pool]] for pool in rates]
         errors = [
             [rate - min(runs) for rate, runs in zip(rates.values(), samples, strict=True)],
             [max(runs) - rate for rate, runs in zip(rates.values(), samples, strict=True)],
         ]
-        panel.barh(list(rates), list(rates.values()), xerr=errors)
+        colours = ["tab:orange" if pool == "asyncpool" else "tab:blue" for pool in rates]
+        panel.barh(list(rates), list(rates.values()), xerr=errors, color=colours)
         panel.set_title(f"{row['title']}, {row['in_flight']} in flight", fontsize=9)
         panel.invert_yaxis()
     panels[-1, 0].set_xlabel("tasks per second")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from dataclasses import dataclass, field
+from typing import Any
 
 from .peers import environment
 
-__all__ = ["DEFAULT_POOLS", "POOLS", "PoolSpec", "usable_cpus"]
+__all__ = ["ALL_POOLS", "DEFAULT_POOLS", "POOLS", "PoolSpec", "usable_cpus", "with_settings"]
 
 #: Options of ``celery worker`` that all pools get.
 COMMON_OPTIONS = ("-l", "WARNING", "--without-gossip", "--without-mingle", "--without-heartbeat")
@@ -34,6 +36,9 @@ class PoolSpec:
         runs_tasks: whether bodies run and results are stored (not in ``ceiling``).
         has_processes: whether a process of it can be killed without ending the worker.
         peer: the environment under ``peers/`` that it needs, if any.
+        result_event: the Redis command that stores a result.
+        results_in_broker: whether results are kept beside the queue.
+        process_per_slot: whether each slot is a process, which takes time to start.
     """
 
     options: tuple[str, ...]
@@ -44,6 +49,14 @@ class PoolSpec:
     runs_tasks: bool = True
     has_processes: bool = False
     peer: str | None = None
+    result_event: str = "set"
+    results_in_broker: bool = False
+    process_per_slot: bool = False
+
+    @property
+    def is_celery(self) -> bool:
+        """Whether it is a pool of Celery's worker, which has rows that others have not."""
+        return type(self) is PoolSpec
 
     def command(self, name: str, queue: str, in_flight: int) -> list[str]:
         """Return the command line of a worker with room for *in_flight* tasks."""
@@ -104,6 +117,11 @@ class DramatiqSpec(PoolSpec):
         return [str(environment("dramatiq") / "python"), "-m", "benchmarks.peers.dramatiq.adapter"]
 
 
+def with_settings(settings: dict[str, Any]) -> dict[str, str]:
+    """Return the environment of a worker with *settings* in its app."""
+    return {"BENCHMARK_SETTINGS": json.dumps(settings)}
+
+
 def _custom(path: str) -> dict[str, str]:
     return {"CELERY_CUSTOM_WORKER_POOL": path}
 
@@ -112,8 +130,19 @@ POOLS = {
     "asyncpool": PoolSpec(
         ("-P", "asyncpool", "--processes", str(usable_cpus())), "async", has_processes=True
     ),
+    "asyncpool-off": PoolSpec(
+        ("-P", "asyncpool", "--processes", str(usable_cpus())),
+        "async",
+        environment=with_settings({"asyncpool_redis_batching": False}),
+        has_processes=True,
+    ),
     "prefork": PoolSpec(
-        ("-P", "prefork"), "sync", most=64, why="one process for each task", has_processes=True
+        ("-P", "prefork"),
+        "sync",
+        most=64,
+        why="one process for each task",
+        has_processes=True,
+        process_per_slot=True,
     ),
     "gevent": PoolSpec(("-P", "gevent"), "sync"),
     "threads": PoolSpec(("-P", "threads"), "sync", most=2000, why="one thread for each task"),
@@ -139,11 +168,21 @@ POOLS = {
         peer="celery_aio_pool",
     ),
     "taskiq": TaskiqSpec((), "async", peer="taskiq", has_processes=True),
-    "arq": ArqSpec((), "async", peer="arq"),
+    "arq": ArqSpec((), "async", peer="arq", results_in_broker=True),
     "dramatiq": DramatiqSpec(
-        (), "async", most=2000, why="one thread for each task", peer="dramatiq", has_processes=True
+        (),
+        "async",
+        most=2000,
+        why="one thread for each task",
+        # An idle consumer sleeps for up to this many milliseconds; by default, a second.
+        environment={"dramatiq_worker_timeout": "100"},
+        has_processes=True,
+        peer="dramatiq",
+        result_event="lpush",
     ),
 }
 
 #: Without ``--pools``.
 DEFAULT_POOLS = ("asyncpool", "prefork", "gevent", "threads", "ceiling")
+#: With ``--all``.
+ALL_POOLS = tuple(POOLS)

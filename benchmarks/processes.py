@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ __all__ = ["BenchmarkError", "ClientProcess", "Worker", "helper"]
 #: The folder of the package: where ``-A benchmarks.app`` is found.
 ROOT = Path(__file__).parent.parent
 STOP_TIMEOUT = 60.0
+#: Seconds that a command of the client may take.
+ANSWER_TIMEOUT = 180.0
 
 
 class BenchmarkError(Exception):
@@ -114,6 +117,8 @@ class ClientProcess:
     def answer(self) -> Any:
         """Return what the command returned, or raise what it raised."""
         assert self._process.stdout is not None
+        if not select.select([self._process.stdout], [], [], ANSWER_TIMEOUT)[0]:
+            raise BenchmarkError(f"the client did not answer within {ANSWER_TIMEOUT:.0f} s")
         line = self._process.stdout.readline()
         if not line:
             raise BenchmarkError("the client ended early")

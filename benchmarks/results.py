@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import os
 import platform
@@ -13,7 +14,7 @@ from typing import Any
 
 from .pools import usable_cpus
 
-__all__ = ["describe", "newest", "save"]
+__all__ = ["describe", "load", "new_path", "newest", "save"]
 
 FOLDER = Path(__file__).parent / "results"
 PACKAGES = (
@@ -43,18 +44,39 @@ def describe() -> dict[str, Any]:
     }
 
 
-def save(results: dict[str, Any], path: Path | None = None) -> Path:
-    """Write *results*, by default to ``results/<date>.json``; return the path."""
-    path = path or FOLDER / f"{results['date'][:10]}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n")
+def new_path(is_quick: bool = False) -> Path:
+    """Return where a session of today is saved; no other is overwritten.
+
+    Quick ones say nothing, and go where git does not look.
+    """
+    if is_quick:
+        return FOLDER / "quick.json"
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    numbers = itertools.count(2)
+    path = FOLDER / f"{today}.json"
+    while path.exists():
+        path = FOLDER / f"{today}-{next(numbers)}.json"
     return path
 
 
-def newest() -> dict[str, Any] | None:
-    """Return the newest results, None where there are none."""
-    paths = sorted(FOLDER.glob("*.json"))
-    return json.loads(paths[-1].read_text()) if paths else None
+def save(results: dict[str, Any], path: Path) -> None:
+    """Write *results* to *path*, wholly or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".draft")
+    draft.write_text(json.dumps(results, indent=1) + "\n")
+    draft.replace(path)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Return what a session has saved."""
+    results: dict[str, Any] = json.loads(path.read_text())
+    return results
+
+
+def newest(folder: Path = FOLDER) -> dict[str, Any] | None:
+    """Return the newest results that are not of a quick session, None where there are none."""
+    paths = sorted(folder.glob("2*.json"), key=lambda path: path.stem)
+    return load(paths[-1]) if paths else None
 
 
 def _version(name: str) -> str | None:

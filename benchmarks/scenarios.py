@@ -1,4 +1,4 @@
-"""Measures that are more than one number: latency, memory, idleness, recovery."""
+"""Measures that are more than one number: latency, memory, rest, recovery."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ from typing import Any
 from . import procfs
 from .arrival import ResultTimes
 from .harness import PRIMER_TASKS, STALL_TIMEOUT, Run, Servers, start_run
-from .pools import PoolSpec
+from .pools import PoolSpec, usable_cpus
 from .processes import BenchmarkError
 from .stats import percentile
 
-__all__ = ["latency", "memory", "recovery"]
+__all__ = ["latency", "memory", "recovery", "rest"]
 
 #: Seeds the arrivals: the same for all pools.
 SEED = 1
 SHARES = (0.5, 0.9)
 PERCENTILES = (0.5, 0.95, 0.99)
+#: Tasks that say roughly how fast a pool is, and tasks of one load at most.
+TRIAL, MOST = 300, 20_000
+#: How often a load is offered that the client could not publish in time, and how much of it.
+ATTEMPTS, LESS = 6, 0.85
 
 
 def latency(pool: PoolSpec, servers: Servers, in_flight: int, seconds: float) -> dict[str, Any]:
@@ -29,10 +33,10 @@ def latency(pool: PoolSpec, servers: Servers, in_flight: int, seconds: float) ->
     At shares of the capacity that the pool has while the client publishes, since the
     client uses CPU as well.
     """
-    calls = 20_000
-    with start_run(pool, in_flight, servers, calls * 4) as run:
+    with start_run(pool, in_flight, servers, TRIAL + MOST * (1 + 2 * ATTEMPTS)) as run:
         run.prime(PRIMER_TASKS)
-        capacity = _capacity(run, max(int(400 * seconds), 200))
+        rough = _capacity(run, TRIAL)
+        capacity = _capacity(run, _fit(rough * min(seconds, 3.0)))
         return {
             "capacity": capacity,
             "loads": {
@@ -49,10 +53,25 @@ def _capacity(run: Run, count: int) -> float:
     return count / (end - run.ledger.published[first])
 
 
+def _fit(count: float) -> int:
+    return int(min(max(count, 50), MOST))
+
+
 def _open_loop(run: Run, servers: Servers, rate: float, seconds: float) -> dict[str, Any]:
-    count = max(int(rate * seconds), 1)
+    """Offer *rate* for some *seconds*, or as much of it as the client can publish."""
+    for _ in range(ATTEMPTS):
+        sample, late = _offer(run, servers, rate, _fit(rate * seconds))
+        if late <= seconds / 10:
+            return sample
+        rate *= LESS
+    raise BenchmarkError(f"the client could not publish {rate:.0f} tasks/s: {late:.1f} s late")
+
+
+def _offer(run: Run, servers: Servers, rate: float, count: int) -> tuple[dict[str, Any], float]:
+    """Return the times of *count* tasks, and how late the last was published."""
     first = run.take(count)
-    with ResultTimes(servers.results) as results:
+    url = servers.broker if run.pool.results_in_broker else servers.results
+    with ResultTimes(url, run.pool.result_event) as results:
         late = run.client.call(
             "stream",
             task=run.task("noop"),
@@ -66,17 +85,16 @@ def _open_loop(run: Run, servers: Servers, rate: float, seconds: float) -> dict[
         keys = run.client.call("keys", first=first, count=count)
         _wait_for_keys(results, keys)
     run.check(first, count)
-    if late > seconds / 10:
-        raise BenchmarkError(f"the client could not publish {rate:.0f} tasks/s: {late:.1f} s late")
     published = run.ledger.published[first : first + count]
     started = run.ledger.started[first : first + count]
-    return {
+    sample = {
         "rate": rate,
         "start": _percentiles([b - a for a, b in zip(published, started, strict=True)]),
         "result": _percentiles(
             [results.times[key] - a for a, key in zip(published, keys, strict=True)]
         ),
     }
+    return sample, late
 
 
 def _wait_for_keys(results: ResultTimes, keys: Sequence[str]) -> None:
@@ -91,22 +109,29 @@ def _percentiles(values: Sequence[float]) -> dict[str, float]:
     return {f"p{share * 100:.0f}": percentile(values, share) for share in PERCENTILES}
 
 
-def memory(
-    pool: PoolSpec, servers: Servers, counts: Sequence[int], idle_seconds: float
-) -> dict[str, Any]:
-    """Measure CPU and memory of an idle worker, and memory with tasks that wait."""
+def rest(pool: PoolSpec, servers: Servers, seconds: float) -> dict[str, Any]:
+    """Measure CPU, memory and start of a worker without work, with a slot for each CPU.
+
+    So prefork has as many processes as asyncpool.
+    """
+    with start_run(pool, usable_cpus(), servers, 0) as run:
+        run.prime(PRIMER_TASKS)
+        before = procfs.cpu_seconds(run.worker.pid)
+        time.sleep(seconds)
+        after = procfs.cpu_seconds(run.worker.pid)
+        return {
+            "idle_cpu": None if before is None or after is None else (after - before) / seconds,
+            "memory": procfs.pss_bytes(run.worker.pid),
+            "startup": run.startup,
+        }
+
+
+def memory(pool: PoolSpec, servers: Servers, counts: Sequence[int]) -> dict[str, Any]:
+    """Measure memory with tasks that wait."""
     points = [count for count in counts if count <= pool.most]
     with start_run(pool, max(points), servers, sum(points)) as run:
         run.prime(PRIMER_TASKS)
-        before = procfs.cpu_seconds(run.worker.pid)
-        time.sleep(idle_seconds)
-        after = procfs.cpu_seconds(run.worker.pid)
-        sample: dict[str, Any] = {
-            "idle_cpu": None
-            if before is None or after is None
-            else (after - before) / idle_seconds,
-            "memory": {"0": procfs.pss_bytes(run.worker.pid)},
-        }
+        sample: dict[str, Any] = {"memory": {"0": procfs.pss_bytes(run.worker.pid)}}
         first, running = run.take(max(points)), 0
         for count in points:
             run.publish("hold", first + running, count - running)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .stats import summarise
+from .targets import TARGETS, figure, per_task
 
 __all__ = [
     "cell",
@@ -15,6 +16,8 @@ __all__ = [
     "medians",
     "memory_table",
     "recovery_table",
+    "rest_table",
+    "targets_table",
     "throughput_table",
 ]
 
@@ -44,11 +47,8 @@ def cell(samples: Sequence[Mapping[str, Any]], key: str, scale: float = 1.0) -> 
 
 def medians(samples: Mapping[str, Sequence[Mapping[str, Any]]], key: str) -> dict[str, float]:
     """Return the median of each pool that has had no error."""
-    return {
-        pool: summarise([sample[key] for sample in runs]).median
-        for pool, runs in samples.items()
-        if runs and not any("error" in sample for sample in runs)
-    }
+    figures = {pool: figure(runs, key) for pool, runs in samples.items()}
+    return {pool: value for pool, value in figures.items() if value is not None}
 
 
 def throughput_table(
@@ -70,7 +70,7 @@ def latency_table(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Return percentiles in milliseconds, a line for each pool and load."""
     lines = []
     for pool, runs in samples.items():
-        if any("error" in run for run in runs):
+        if not runs or any("error" in run for run in runs):
             lines.append([pool, "", cell(runs, "capacity"), *[""] * 6])
             continue
         for share in runs[0]["loads"]:
@@ -86,18 +86,33 @@ def latency_table(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
 
 def memory_table(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Return idle CPU in percent, and MiB by tasks in flight, a line for each pool."""
-    good = {p: runs for p, runs in samples.items() if not any("error" in run for run in runs)}
+    """Return MiB by tasks in flight, and kB for each, a line for each pool."""
+    good = {p: r for p, r in samples.items() if r and not any("error" in run for run in r)}
     points = sorted({point for runs in good.values() for point in runs[0]["memory"]}, key=int)
     lines = []
     for pool, runs in samples.items():
         if pool not in good:
-            lines.append([pool, cell(runs, "idle_cpu"), *[""] * len(points)])
+            lines.append([pool, *[""] * len(points), cell(runs, "memory")])
             continue
         memory = [run["memory"] for run in runs]
         cells = [cell(memory, n, 1 / 2**20) if n in memory[0] else "" for n in points]
-        lines.append([pool, cell(runs, "idle_cpu", 100), *cells])
-    return markdown(["pool", "idle CPU %", *(f"{point} tasks" for point in points)], lines)
+        each = [{"each": per_task(one)} for one in memory]
+        lines.append([pool, *cells, cell(each, "each", 1e-3)])
+    return markdown(["pool", *(f"{point} tasks" for point in points), "kB for each task"], lines)
+
+
+def rest_table(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Return start, memory and CPU of workers without work."""
+    lines = [
+        [
+            pool,
+            cell(runs, "startup"),
+            cell(runs, "memory", 1 / 2**20),
+            cell(runs, "idle_cpu", 100),
+        ]
+        for pool, runs in samples.items()
+    ]
+    return markdown(["pool", "seconds to ready", "MiB", "CPU %"], lines)
 
 
 def recovery_table(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -106,15 +121,74 @@ def recovery_table(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return markdown(["pool", "seconds", "tasks lost"], lines)
 
 
-def losses(rows: Mapping[str, Mapping[str, Any]], ours: str = "asyncpool") -> list[str]:
-    """Say where another pool has the better median; ``ceiling`` is none."""
+def targets_table(session: Mapping[str, Any]) -> str:
+    """Return what was aimed at, what was measured, and whether that is enough."""
     lines = []
-    for name, row in rows.items():
-        rates = medians(row["samples"], "rate")
-        for pool, rate in rates.items():
-            if ours in rates and pool not in (ours, "ceiling") and rate > rates[ours]:
-                lines.append(f"`{name}`: {pool} is {rate / rates[ours]:.2f} times as fast")
+    for target in TARGETS:
+        value = target.measure(session)
+        sign = "at least" if target.is_least else "at most"
+        lines.append(
+            [
+                target.what,
+                f"{sign} {target.limit:g}{target.unit}",
+                "not measured" if value is None else f"{value:.2f}{target.unit}",
+                "" if value is None else "met" if target.is_met(value) else "**not met**",
+            ]
+        )
+    return markdown(["target", "wanted", "measured", ""], lines)
+
+
+#: Pools that are limits, not a choice.
+NO_CHOICE = ("ceiling", "ceiling-batches")
+#: As keys of saved results.
+MEMORY_POINTS = ("10", "50", "1000", "10000")
+LOADS = ("0.5", "0.9")
+
+
+def losses(session: Mapping[str, Any], ours: str = "asyncpool") -> list[str]:
+    """Say where another pool has the better median: rates, CPU time, and the scenarios."""
+    lines = []
+    for name, row in session["rows"].items():
+        lines += _beaten(f"`{name}`, tasks/s", medians(row["samples"], "rate"), ours, -1)
+        lines += _beaten(
+            f"`{name}`, CPU time of a task", medians(row["samples"], "cpu_per_1000"), ours
+        )
+    for what, figures in _scenario_figures(session["scenarios"]):
+        lines += _beaten(what, figures, ours)
     return lines
+
+
+def _scenario_figures(
+    scenarios: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]],
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Yield what is the better the smaller it is."""
+    rest, memory = scenarios.get("rest", {}), scenarios.get("memory", {})
+    yield "start-up", medians(rest, "startup")
+    yield "memory at rest", medians(rest, "memory")
+    yield "CPU at rest", medians(rest, "idle_cpu")
+    for count in MEMORY_POINTS:
+        at = {pool: [run.get("memory", run) for run in runs] for pool, runs in memory.items()}
+        yield f"memory with {count} tasks", medians(at, count)
+    for share in LOADS:
+        loads = {
+            pool: [run["loads"][share]["start"] if "loads" in run else run for run in runs]
+            for pool, runs in scenarios.get("latency", {}).items()
+        }
+        yield f"p99 to start at {float(share):.0%} load", medians(loads, "p99")
+    yield "recovery", medians(scenarios.get("recovery", {}), "seconds")
+
+
+def _beaten(what: str, figures: Mapping[str, float], ours: str, sign: int = 1) -> list[str]:
+    """Return a line with the pools whose figure is smaller; with -1 as *sign*, greater."""
+    mine = figures.get(ours)
+    if not mine:
+        return []
+    better = [
+        f"{pool} {value / mine:.2f}"
+        for pool, value in figures.items()
+        if pool not in (ours, *NO_CHOICE) and sign * value < sign * mine
+    ]
+    return [f"{what}, times {ours}'s: {', '.join(better)}"] if better else []
 
 
 def _number(value: float) -> str:

@@ -26,6 +26,7 @@ class ChildOptions:
     cancel_grace: float
     block_warning: float
     lifespan_timeout: float
+    redis_batching: bool
     #: Whether the child is a fresh interpreter, with a copy of the app.
     is_spawned: bool = False
     #: Descriptors of the parent's that a forked child must not keep.

@@ -119,6 +119,7 @@ class Pool(BasePool):
                     cancel_grace=self.settings.cancel_grace,
                     block_warning=self.settings.block_warning,
                     lifespan_timeout=self.settings.lifespan_timeout,
+                    redis_batching=self.settings.redis_batching,
                     is_spawned=not self.forking_enable,
                 ),
                 start_timeout=self._start_timeout(),
@@ -389,6 +390,11 @@ class Pool(BasePool):
             "threads-in-use": process.status.get("threads", 0),
             "blocks": process.status.get("blocks", 0),
             "blocked-seconds": process.status.get("blocked_seconds", 0),
+            "redis-results": {
+                "on-the-loop": process.status.get("redis_results", 0),
+                "writes": process.status.get("redis_writes", 0),
+                "in-threads": process.status.get("redis_elsewhere", 0),
+            },
         }
 
     @property

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-__all__ = ["environment"]
+__all__ = ["environment", "pins"]
 
 FOLDER = Path(__file__).parent
 CACHE = FOLDER / ".cache"
@@ -24,3 +24,10 @@ def environment(name: str) -> Path:
         subprocess.run([*pip, FOLDER / name / "requirements.txt"], check=True)
         done.write_text(wanted)
     return folder / "bin"
+
+
+def pins(name: str) -> dict[str, str]:
+    """Return the versions of what *name* itself is made of."""
+    lines = (FOLDER / name / "requirements.txt").read_text().split()
+    found = dict(line.split("==") for line in lines)
+    return {p: v for p, v in found.items() if p.startswith(name.replace("_", "-"))}

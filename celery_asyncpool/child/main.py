@@ -65,7 +65,7 @@ def _start(app: Any, end: ChildEnd, options: ChildOptions) -> _Process:
 
     app.loader.init_worker()  # a spawned child has imported no task yet
     app.finalize()
-    runs = _prepare_tasks(app)
+    runs = _prepare_tasks(app, options.redis_batching)
     # Sends worker_process_init, before any loop runs: Django's fixup and others
     # make blocking calls there that Django refuses while one does.
     process_initializer(app, options.hostname)
@@ -81,11 +81,11 @@ def _start(app: Any, end: ChildEnd, options: ChildOptions) -> _Process:
     return _Process(app, runs, Pipe(end.sock), end.report_fd, options)
 
 
-def _prepare_tasks(app: Any) -> dict[str, RunCall]:
+def _prepare_tasks(app: Any, redis_batching: bool) -> dict[str, RunCall]:
     """Make Celery's parts of *app* follow jobs and leave the loop free."""
     follow_task_stack()
     keep_fixup_off_loop()
-    offload.start_threads(app)
+    offload.start_threads(app, redis_batching)
     offload.offload_publishing(app)
     checkpoints.install_in_pool(offload.offload)
     app._backend = backend_class().of_app(app)
@@ -238,6 +238,8 @@ class _Process:
         self.threads.shutdown()
         if self.runner.django is not None:
             self.runner.django.stop()
+        offload.stop_stores()
+        await asyncio.sleep(0)  # the loop learns of the connection's end
 
     async def _cancel(self, tasks: list[asyncio.Task[Any]]) -> None:
         for task in tasks:

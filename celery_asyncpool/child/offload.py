@@ -9,6 +9,7 @@ rule for threads wants, and a copy of the job's context.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from celery.exceptions import Reject, Retry
 from ..client import guard
 from ..core.timelimits import Verdict
 from .jobcontext import JobContext, current_job
-from .redis_stores import RedisStores, can_batch
+from .redis_stores import Elsewhere, RedisStores, can_store
 from .softhook import in_hook
 from .threadpool import ThreadPool
 from .trace import call_in_thread, can_settle, in_tracer, on_loop_thread
@@ -36,7 +37,9 @@ __all__ = [
     "offload",
     "offload_publishing",
     "publish_retries",
+    "redis_counters",
     "start_threads",
+    "stop_stores",
     "stop_threads",
 ]
 
@@ -79,27 +82,36 @@ _threads: ThreadPool | None = None
 _stores: RedisStores | None = None
 
 
-def start_threads(app: Any) -> None:
-    """Start the threads that :func:`offload` uses, in this process."""
+def start_threads(app: Any, redis_batching: bool = True) -> None:
+    """Start the threads that :func:`offload` uses, in this process.
+
+    With *redis_batching* results for Redis are stored on the loop, together.
+    """
     global _threads, _stores
     _threads = ThreadPool(OFFLOAD_THREADS, "asyncpool-offload")
-    if can_batch(app.backend):
-        _stores = RedisStores(lambda: _unwrapped(app.backend), _threads)
+    if redis_batching and can_store(app.backend):
+        _stores = RedisStores(app.backend, _threads)
+
+
+def stop_stores() -> None:
+    """On the loop: end what stores results there."""
+    global _stores
+    if _stores is not None:
+        _stores.stop()
+        _stores = None
 
 
 def stop_threads() -> None:
     """Wait for what runs in the threads and end them."""
-    global _threads, _stores
-    if _stores is not None:
-        _stores.stop()
-        _stores = None
+    global _threads
     if _threads is not None:
         _threads.stop()
         _threads = None
 
 
-def _unwrapped(backend: Any) -> Any:
-    return backend.unwrapped if isinstance(backend, OffloadedBackend) else backend
+def redis_counters() -> dict[str, float]:
+    """How many results were stored on the loop; empty where none can be."""
+    return _stores.counters() if _stores is not None else {}
 
 
 def offload(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -114,15 +126,6 @@ def offload(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return tracer.wait(_threads.submit(call)).get()
 
 
-def offload_store(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """As :func:`offload`, for what does nothing but store one result in the app's backend."""
-    tracer = in_tracer()
-    if tracer is None or _stores is None:
-        return offload(function, *args, **kwargs)
-    call = functools.partial(copy_context().run, function, *args, **kwargs)
-    return tracer.wait(_stores.submit(call)).get()
-
-
 class OffloadedBackend:
     """A result backend whose calls leave the tracer's greenlet for a thread.
 
@@ -134,14 +137,14 @@ class OffloadedBackend:
     def __init__(self, current: Callable[[], Any], real: Any) -> None:
         self._current = current
         self._real = real
-        #: How a result is stored that nothing else waits for.
-        self._offload_store = offload
+        #: Whether it is the app's, whose results may be stored on the loop.
+        self._is_apps = False
 
     @classmethod
     def of_app(cls, app: Any) -> OffloadedBackend:
         """Wrap the backend of *app*, of which each thread has its own."""
         wrapped = cls(lambda: app.backend, app.backend)
-        wrapped._offload_store = offload_store
+        wrapped._is_apps = True
         return wrapped
 
     @classmethod
@@ -174,11 +177,14 @@ class OffloadedBackend:
         **options: Any,
     ) -> Any:
         """As the real one; without a result to store or a chord it does no I/O."""
-        if not store_result and not getattr(request, "chord", None):
-            return self._real.mark_as_done(task_id, result, request, store_result, **options)
-        has_chord = getattr(request, "chord", None)
-        leave = offload if has_chord else self._offload_store
-        return leave(self._call, "mark_as_done", task_id, result, request, store_result, **options)
+        call = ("mark_as_done", task_id, result, request, store_result)
+        if not getattr(request, "chord", None):
+            if not store_result:
+                return self._real.mark_as_done(*call[1:], **options)
+            if self._is_apps and _stores is not None and in_tracer() is not None:
+                with contextlib.suppress(Elsewhere):
+                    return _stores.call(*call, **options)
+        return offload(self._call, *call, **options)
 
     def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """In the thread: call the method of the thread's own backend."""

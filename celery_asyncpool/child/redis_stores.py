@@ -1,254 +1,222 @@
-"""Results for Redis: all that are there go in one round trip.
+"""Results for Redis, stored on the loop: those of one turn go out together.
 
-Celery's backend makes two round trips for each result, blocking. Here a single
-thread makes the calls of many jobs at once: each runs in a greenlet, stops
-where it wants something of Redis, and goes on with the reply when the commands
-of all have been sent together. So the more a process has to store, the less
-each result costs, in Redis as in here.
+Celery's backend makes two round trips for each result, blocking, each in one
+of a few threads. Here the backend's own code runs in the tracer, on a client
+that knows just what storing a result needs, waits without blocking, and shares
+one connection between all tasks. Keys, formats, expiry and order are
+Celery's, since it is Celery's code that makes them.
 
-When such a round fails, as it does when the connection is lost, its calls are
-made again by other threads, one by one, with Celery's own retries.
+What goes wrong, or is not known here, is done again by the backend as ever, in
+a thread, with Celery's own retries.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import functools
-from collections import deque
-from collections.abc import Callable, Iterable
-from queue import Empty, SimpleQueue
+from contextvars import Context
 from typing import Any
 
-import greenlet
+from celery.utils.log import get_logger
 
-from .threadpool import Outcome, ThreadPool
-from .trace import call_in_thread
+from ..core.resp import Refusal, Reply, encode
+from .redis_line import RedisLine, open_line, take_connection
+from .threadpool import ThreadPool
+from .trace import Tracer, in_tracer
 
-__all__ = ["RedisStores", "can_batch"]
+__all__ = ["Elsewhere", "RedisStores", "can_store"]
 
-#: Calls in one round, which holds up Redis for everybody.
-MOST_AT_ONCE = 100
-
-_Item = tuple["asyncio.Future[Outcome]", Callable[[], Any]]
-
-
-def can_batch(backend: Any) -> bool:
-    """Whether *backend* is one whose calls :class:`RedisStores` can make."""
-    try:
-        from celery.backends.redis import RedisBackend
-        from redis import Redis
-    except ImportError:
-        return False
-    return isinstance(backend, RedisBackend) and isinstance(backend.client, Redis)
+logger = get_logger(__name__)
 
 
-class RedisStores(ThreadPool):
-    """One thread, for the calls of one app's Redis backend.
+class Elsewhere(BaseException):
+    """This call has to be made by the real backend, in a thread.
 
-    Arguments:
-        backend: returns the calling thread's own backend.
-        others: the threads that make the calls of a round that has failed.
+    No ``Exception``: Celery would retry, and sleep, right here.
     """
 
-    def __init__(self, backend: Callable[[], Any], others: ThreadPool) -> None:
-        super().__init__(1, "asyncpool-redis")
-        self._backend = backend
-        self._others = others
-        #: Calls of this turn of the loop, which wake the thread once.
-        self._gathered: deque[_Item] = deque()
-        self._batches: SimpleQueue[deque[_Item] | None] = SimpleQueue()
 
-    def submit(self, call: Callable[[], Any]) -> asyncio.Future[Outcome]:
-        """As :meth:`ThreadPool.submit`, when this turn of the loop is over."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Outcome] = loop.create_future()
-        if not self._gathered:
-            loop.call_soon(self._send_batch)
-        self._gathered.append((future, call))
-        return future
+def can_store(backend: Any) -> bool:
+    """Whether *backend* is one whose code :class:`RedisStores` can run on the loop.
 
-    def _send_batch(self) -> None:
-        batch, self._gathered = self._gathered, deque()
-        self._pending += len(batch)
-        self._batches.put(batch)
-        self._start_thread()
+    Only Celery's own: others may do there what blocks.
+    """
+    try:
+        from celery.backends.redis import RedisBackend, SentinelBackend
+    except ImportError:
+        return False
+    return type(backend) in (RedisBackend, SentinelBackend) and hasattr(backend, "client")
 
-    def stop(self) -> None:
-        self._batches.put(None)
-        super().stop()
 
-    def _work(self) -> None:
-        call_in_thread(self._make_calls)
+class RedisStores:
+    """One process's way to a Redis backend.
 
-    def _make_calls(self) -> None:
-        """In the thread: make calls, as many at once as there are, until there is None."""
-        client = batching(self._backend().client)
-        waiting: deque[_Item] = deque()
-        calls: dict[_Call, _Question] = {}
-        is_ending = False
-        while not is_ending or waiting or calls:
-            with contextlib.suppress(Empty):
-                while not is_ending:
-                    batch = self._batches.get(block=not (waiting or calls))
-                    is_ending = batch is None
-                    waiting += batch or ()
-            while waiting and len(calls) < MOST_AT_ONCE:
-                self._go_on(calls, _Call(*waiting.popleft()))
-            if calls:
-                self._make_round(client, calls)
+    To be used from one event loop's thread only.
 
-    def _make_round(self, client: Any, calls: dict[_Call, _Question]) -> None:
-        """Ask Redis what all *calls* want of it, and let each go on with its replies."""
+    Arguments:
+        backend: the real one, of this thread.
+        threads: in which the connection is made.
+    """
+
+    def __init__(self, backend: Any, threads: ThreadPool) -> None:
+        self._client = backend.client
+        self._threads = threads
+        self._line: RedisLine | None = None
+        self._connection: Any = None
+        self._opening: asyncio.Task[RedisLine | None] | None = None
+        self._writes = 0
+        self._results = 0
+        self._elsewhere = 0
+        #: Why nothing can be stored here; empty where it can.
+        self.off_reason = ""
+        self._backend = _twin(backend, _Client(self))
+
+    def __repr__(self) -> str:
+        return f"<RedisStores {self._line!r}>"
+
+    def counters(self) -> dict[str, float]:
+        """What ``inspect stats`` shows."""
+        writes = self._writes + (self._line.writes if self._line is not None else 0)
+        return {
+            "redis_results": self._results,
+            "redis_writes": writes,
+            "redis_elsewhere": self._elsewhere,
+        }
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """In a tracer: call the *method* of the backend, which stores one result.
+
+        Raises :exc:`Elsewhere` where that cannot be done here.
+        """
+        if self.off_reason:
+            raise Elsewhere
         try:
-            replies = _ask(client, calls.values())
-        except Exception:
-            for call in list(calls):
-                del calls[call]
-                self._make_elsewhere(call)
-            return
-        for call, reply in zip(list(calls), replies, strict=True):
-            del calls[call]
-            self._go_on(calls, call, reply)
+            value = getattr(self._backend, method)(*args, **kwargs)
+        except Elsewhere:
+            self._elsewhere += 1
+            raise
+        self._results += 1
+        return value
 
-    def _go_on(self, calls: dict[_Call, _Question], call: _Call, *replies: list[Any]) -> None:
-        """Run *call* to its end, or until it wants something of Redis."""
-        question = call.switch(*replies)
-        if call.dead:
-            self._hand_over(call.future, call.outcome)
-        else:
-            calls[call] = question
-
-    def _make_elsewhere(self, call: _Call) -> None:
-        while not call.dead:
-            call.throw(_Broken)
-        try:
-            call.future.get_loop().call_soon_threadsafe(self._resubmit, call.future, call.function)
-        except RuntimeError:
-            return  # the loop has been closed: nobody waits any more
-
-    def _resubmit(self, future: asyncio.Future[Outcome], function: Callable[[], Any]) -> None:
-        """On the loop: have the call made by another thread."""
-        self._pending -= 1
-        if not future.cancelled():
-            again = self._others.submit(function)
-            again.add_done_callback(functools.partial(_pass_on, future))
-
-
-def _pass_on(future: asyncio.Future[Outcome], again: asyncio.Future[Outcome]) -> None:
-    if not future.cancelled():
-        future.set_result(again.result())
-
-
-class _Broken(BaseException):
-    """Ends a call whose round has failed; it will be made again."""
-
-
-class _Question:
-    """What a call wants of Redis: commands with their options."""
-
-    __slots__ = ("commands", "is_transaction")
-
-    def __init__(self, commands: list[Any], is_transaction: bool) -> None:
-        self.commands = commands
-        self.is_transaction = is_transaction
-
-
-class _Call(greenlet.greenlet):
-    """The greenlet of one call."""
-
-    def __init__(self, future: asyncio.Future[Outcome], function: Callable[[], Any]) -> None:
-        super().__init__()
-        self.future = future
-        self.function = function
-        self.outcome = Outcome(None, None)
-
-    def run(self) -> None:
-        """Make the call, unless nobody waits for it any more."""
-        if self.future.cancelled():
-            return
-        try:
-            self.outcome = Outcome(self.function(), None)
-        except BaseException as exc:
-            self.outcome = Outcome(None, exc)
-
-    def ask(self, commands: list[Any], is_transaction: bool) -> list[Any]:
-        """From within the call: return the replies to *commands*, errors among them."""
-        assert self.parent is not None
-        replies: list[Any] = self.parent.switch(_Question(commands, is_transaction))
+    def ask(self, *commands: bytes) -> list[Reply]:
+        """In a tracer: return the replies to *commands*; raises :exc:`Elsewhere`."""
+        tracer = in_tracer()
+        if tracer is None or self.off_reason:
+            raise Elsewhere
+        line = self._line
+        if line is None or line.is_lost:
+            line = self._wait_for_line(tracer)
+        answer = tracer.wait(line.ask(*commands))
+        if answer is None:
+            raise Elsewhere
+        for reply in answer:
+            if isinstance(reply, Refusal):
+                if reply.startswith("READONLY"):
+                    line.close()  # no longer the master: the next one is another's
+                raise Elsewhere  # where redis-py and Celery make of it what is right
+        replies: list[Reply] = answer
         return replies
 
+    def _wait_for_line(self, tracer: Tracer) -> RedisLine:
+        if self._opening is None:
+            # Of no job: it goes on when the one that needs it first is cancelled.
+            self._opening = asyncio.get_running_loop().create_task(self._open(), context=Context())
+        line: RedisLine | None = tracer.wait(asyncio.shield(self._opening))
+        if line is None:
+            raise Elsewhere
+        return line
 
-def _ask(client: Any, questions: Iterable[_Question]) -> list[list[Any]]:
-    """Return the replies to each of *questions*, in one round trip."""
-    questions = list(questions)
-    # One transaction for all: each is one then, and nobody sees the half of it.
-    pipeline = client.pipeline(transaction=any(question.is_transaction for question in questions))
-    for question in questions:
-        for args, options in question.commands:
-            pipeline.execute_command(*args, **options)
-    replies = iter(pipeline.execute(raise_on_error=False))
-    return [[next(replies) for _ in question.commands] for question in questions]
+    async def _open(self) -> RedisLine | None:
+        """Connect; None where that fails, which the real backend will tell."""
+        try:
+            self._give_back()
+            taken = await self._threads.submit(lambda: take_connection(self._client))
+            self._connection = taken.get()
+            self._line = await open_line(self._connection)
+            if self._line is None:
+                self.off_reason = "the connection is encrypted, or not redis-py's own"
+                logger.info("results are stored one by one: %s", self.off_reason)
+                self._give_back()
+            return self._line
+        except Exception as exc:
+            logger.debug("no connection to Redis on the loop: %r", exc)
+            return None
+        finally:
+            self._opening = None
+
+    def _give_back(self) -> None:
+        """Let redis-py have its connection again, which the next one is made of."""
+        if self._line is not None:
+            self._line.close()
+            self._writes += self._line.writes
+            self._line = None
+        if self._connection is not None:
+            self._connection.disconnect()
+            self._client.connection_pool.release(self._connection)
+            self._connection = None
+
+    def stop(self) -> None:
+        """End the connection."""
+        self._give_back()
 
 
-# The client of redis-py, in which calls stop.
+def _twin(backend: Any, client: _Client) -> Any:
+    """Return a backend like *backend*, on another *client*.
+
+    Not a copy in Python's sense: Celery's backends make new ones of that, for the
+    current app.
+    """
+    cls: Any = type(backend)
+    twin = cls.__new__(cls)
+    twin.__dict__.update(backend.__dict__)
+    twin.__dict__["client"] = client
+    return twin
 
 
-def batching(client: Any) -> Any:
-    """Make *client* one whose commands wait for a round, when a call wants them."""
-    if not isinstance(client, _BatchingClient):
-        client.__class__ = _mixed(_BatchingClient, client.__class__)
-    return client
+class _Client:
+    """What a backend uses of redis-py's client to store a result."""
 
+    def __init__(self, stores: RedisStores) -> None:
+        self._stores = stores
 
-@functools.cache
-def _mixed(mixin: type, cls: type) -> type:
-    return type(cls.__name__, (mixin, cls), {})
-
-
-def _current_call() -> _Call | None:
-    current = greenlet.getcurrent()
-    return current if isinstance(current, _Call) else None
-
-
-class _BatchingClient:
-    """Before ``redis.Redis`` in a class's bases."""
-
-    def execute_command(self, *args: Any, **options: Any) -> Any:
-        call = _current_call()
-        if call is None:
-            return super().execute_command(*args, **options)  # type: ignore[misc]
-        [reply] = call.ask([(args, options)], False)
-        if isinstance(reply, Exception):
-            raise reply
+    def get(self, key: str | bytes) -> Reply:
+        [reply] = self._stores.ask(encode(("GET", key)))
         return reply
 
-    def pipeline(self, *args: Any, **options: Any) -> Any:
-        pipeline = super().pipeline(*args, **options)  # type: ignore[misc]
-        pipeline.__class__ = _mixed(_BatchingPipeline, pipeline.__class__)
-        return pipeline
+    def pipeline(self) -> _Pipeline:
+        return _Pipeline(self._stores)
+
+    def __getattr__(self, name: str) -> Any:
+        raise Elsewhere
 
 
-class _BatchingPipeline:
-    """Before ``redis.client.Pipeline`` in a class's bases."""
+class _Pipeline:
+    """The value, and the same to those who wait for it.
 
-    command_stack: list[Any]
-    transaction: bool
+    No transaction, as redis-py makes one: it would add two replies to these
+    two, and nothing else. Who is told has the value in the message.
+    """
 
-    def execute(self, raise_on_error: bool = True) -> Any:
-        call = _current_call()
-        real: Any = super()
-        if call is None or self._needs_its_own_connection or not self.command_stack:
-            return real.execute(raise_on_error)
-        try:
-            replies = call.ask(self.command_stack, self.transaction)
-            if raise_on_error:
-                real.raise_first_error(self.command_stack, replies)
-            return replies
-        finally:
-            real.reset()
+    def __init__(self, stores: RedisStores) -> None:
+        self._stores = stores
+        self._commands: list[bytes] = []
 
-    @property
-    def _needs_its_own_connection(self) -> bool:
-        pipeline: Any = self
-        return bool(pipeline.watching or pipeline.explicit_transaction or pipeline.scripts)
+    def __enter__(self) -> _Pipeline:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._commands.clear()
+
+    def set(self, key: str | bytes, value: str | bytes) -> None:
+        self._commands.append(encode(("SET", key, value)))
+
+    def setex(self, key: str | bytes, seconds: int, value: str | bytes) -> None:
+        self._commands.append(encode(("SETEX", key, seconds, value)))
+
+    def publish(self, channel: str | bytes, message: str | bytes) -> None:
+        self._commands.append(encode(("PUBLISH", channel, message)))
+
+    def execute(self) -> list[Reply]:
+        return self._stores.ask(*self._commands)
+
+    def __getattr__(self, name: str) -> Any:
+        raise Elsewhere

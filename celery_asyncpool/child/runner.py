@@ -30,6 +30,7 @@ from . import tasks
 from .cancel import BodyControl, BodyStopped
 from .django_threads import DjangoThreads
 from .jobcontext import JobContext, enter_job
+from .offload import redis_counters
 from .tasks import RunCall
 from .threads import BodyThreads
 from .trace import drive
@@ -38,6 +39,12 @@ from .watchdog import Watchdog
 __all__ = ["Runner", "as_celery_expects"]
 
 logger = get_logger(__name__)
+
+#: What Celery gives to a pool to call: name, id and request come first.
+TRACERS = (fast_trace_task, trace_task_ret)
+
+#: Seconds after which the parent hears of counters that change all the time.
+REPORT_SECONDS = 1.0
 
 
 class Runner:
@@ -80,6 +87,8 @@ class Runner:
         #: The parent wants us to end all bodies and go.
         self.aborting = False
         self._reported: dict[str, float] = {}
+        self._reported_counters: dict[str, float] = {}
+        self._report_timer: asyncio.TimerHandle | None = None
         #: Done when this process has nothing more to do: drained, or left alone.
         self.finished: asyncio.Future[None] = loop.create_future()
 
@@ -176,7 +185,8 @@ class Runner:
         enter_job(job)
         orm = self.django.enter() if self.django is not None else None
         try:
-            target, args, kwargs, soft, hard = protocol.loads(payload)
+            target, args, kwargs, soft, hard = _unpack(payload)
+            del payload  # it would wait here as long as the body does
             control = self._control(job, args, Limits(soft, hard))
             if job.terminating:
                 control.clock.terminate(time.monotonic())
@@ -223,7 +233,7 @@ class Runner:
         self._send(protocol.encode(kind, job_id, payload))
 
     async def _call(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if target is fast_trace_task or target is trace_task_ret:
+        if target in TRACERS:
             run = self.runs.get(args[0]) or self._prepare_late(args[0])
             if run.is_async:
                 return await drive(target, *args, **kwargs)
@@ -272,11 +282,22 @@ class Runner:
 
     def _flush_turn(self) -> None:
         self._flush_scheduled = False
-        status = self._status()
-        if status != self._reported:
-            self._reported = status
-            self.pipe.write(protocol.encode(Kind.STATUS, 0, protocol.dumps(status)))
+        if self._status() != self._reported:
+            self._write_status()
+        elif self._report_timer is None and redis_counters() != self._reported_counters:
+            self._report_timer = self.loop.call_later(REPORT_SECONDS, self._report_counters)
         self._flush()
+
+    def _report_counters(self) -> None:
+        self._report_timer = None
+        if not self.finished.done():
+            self._write_status()
+            self._flush()
+
+    def _write_status(self) -> None:
+        self._reported, self._reported_counters = self._status(), redis_counters()
+        status = protocol.dumps({**self._reported, **self._reported_counters})
+        self.pipe.write(protocol.encode(Kind.STATUS, 0, status))
 
     def _status(self) -> dict[str, float]:
         status: dict[str, float] = {"threads": self.threads.in_use}
@@ -366,3 +387,12 @@ def _pickleable_einfo(einfo: Any) -> Any:
     copy.traceback = einfo.traceback
     copy.internal = einfo.internal
     return copy
+
+
+def _unpack(payload: bytes) -> Any:
+    """Return what is to be called, its arguments and its limits."""
+    target, args, kwargs, soft, hard = protocol.loads(payload)
+    if target in TRACERS:
+        name, task_id, request, *rest = args
+        args = (name, task_id, protocol.share_keys(request), *rest)
+    return target, args, kwargs, soft, hard

@@ -66,17 +66,13 @@ class ThreadPool:
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._calls.put((future, call))
         self._pending += 1
-        self._start_thread()
-        return future
-
-    def _start_thread(self) -> None:
-        """Start another thread if there are more calls than threads, and may be."""
         if self._pending > len(self._threads) < self.limit:
             thread = Thread(
                 target=self._work, name=f"{self.name}_{len(self._threads)}", daemon=True
             )
             self._threads.append(thread)
             thread.start()
+        return future
 
     def stop(self) -> None:
         """Wait until the calls so far have been made, and end the threads."""
@@ -96,20 +92,16 @@ class ThreadPool:
                     outcome = Outcome(call(), None)
                 except BaseException as exc:
                     outcome = Outcome(None, exc)
-            self._hand_over(future, outcome)
+            self._outcomes.append((future, outcome))
+            # The loop clears the mark before it looks at the outcomes, so one
+            # that is added while the mark is set is still seen.
+            if not self._wake_up_sent:
+                self._wake_up_sent = True
+                try:
+                    future.get_loop().call_soon_threadsafe(self._deliver)
+                except RuntimeError:
+                    return  # the loop has been closed: nobody waits any more
             del item, future, call, outcome  # an idle thread keeps no job alive
-
-    def _hand_over(self, future: asyncio.Future[Outcome], outcome: Outcome) -> None:
-        """In a thread: the call of *future* has been made."""
-        self._outcomes.append((future, outcome))
-        # The loop clears the mark before it looks at the outcomes, so one
-        # that is added while the mark is set is still seen.
-        if not self._wake_up_sent:
-            self._wake_up_sent = True
-            try:
-                future.get_loop().call_soon_threadsafe(self._deliver)
-            except RuntimeError:
-                return  # the loop has been closed: nobody waits any more
 
     def _deliver(self) -> None:
         """On the loop: give the outcomes to those who wait."""

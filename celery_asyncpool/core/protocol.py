@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import pickle
 import struct
+import sys
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -41,6 +42,7 @@ __all__ = [
     "encode",
     "encode_time",
     "loads",
+    "share_keys",
 ]
 
 HEADER = struct.Struct("!IBQ")
@@ -118,6 +120,14 @@ def dumps(value: Any) -> bytes:
 def loads(payload: bytes) -> Any:
     """Unpickle a payload; raises whatever its unpickling raises."""
     return pickle.loads(payload)
+
+
+def share_keys(value: dict[Any, Any]) -> dict[Any, Any]:
+    """Return a dict like *value* whose keys are the same objects in all such dicts.
+
+    Pickle makes new ones for each; of a request they are a third of its memory.
+    """
+    return {sys.intern(key) if type(key) is str else key: value[key] for key in value}
 
 
 class Framer:

@@ -9,6 +9,7 @@ from benchmarks.tables import (
     medians,
     memory_table,
     recovery_table,
+    rest_table,
 )
 
 
@@ -46,9 +47,34 @@ def test_unknown_figures_are_not_zero():
 
 def test_losses_name_faster_pools_but_not_the_ceiling():
     """The report says where another pool has the better median."""
-    rows = {"noop": row(asyncpool=[100], prefork=[150], ceiling=[900], gevent=[50])}
+    rows = {"noop": row(asyncpool=[100], prefork=[150], ceiling=[900], gevent=[50], solo=[110])}
 
-    assert losses(rows) == ["`noop`: prefork is 1.50 times as fast"]
+    assert losses({"rows": rows, "scenarios": {}}) == [
+        "`noop`, tasks/s, times asyncpool's: prefork 1.50, solo 1.10"
+    ]
+
+
+def test_losses_name_what_is_smaller_elsewhere():
+    """CPU time, start-up, memory, latency and recovery are the better the smaller they are."""
+    loads = {share: {"start": {"p99": 0.002}} for share in ("0.5", "0.9")}
+    less = {share: {"start": {"p99": 0.001}} for share in ("0.5", "0.9")}
+    scenarios = {
+        "rest": {
+            "asyncpool": [{"startup": 1.0, "memory": 200, "idle_cpu": 0.01}],
+            "gevent": [{"startup": 0.5, "memory": 100, "idle_cpu": 0.02}],
+        },
+        "latency": {"asyncpool": [{"loads": loads}], "gevent": [{"loads": less}]},
+        "memory": {"asyncpool": [{"memory": {"0": 1, "10": 4}}], "gevent": [{"error": "x"}]},
+        "recovery": {"asyncpool": [{"seconds": 2.0}], "prefork": [{"seconds": 1.0}]},
+    }
+
+    assert losses({"rows": {}, "scenarios": scenarios}) == [
+        "start-up, times asyncpool's: gevent 0.50",
+        "memory at rest, times asyncpool's: gevent 0.50",
+        "p99 to start at 50% load, times asyncpool's: gevent 0.50",
+        "p99 to start at 90% load, times asyncpool's: gevent 0.50",
+        "recovery, times asyncpool's: prefork 0.50",
+    ]
 
 
 def test_report_without_results_has_no_figures():
@@ -70,17 +96,26 @@ def test_latency_has_a_line_for_each_load():
 
 
 def test_memory_has_a_column_for_each_count():
-    """A pool without so many tasks has an empty cell."""
+    """A pool without so many tasks has an empty cell; an error is one."""
     table = memory_table(
         {
-            "asyncpool": [{"idle_cpu": 0.01, "memory": {"0": 2**20, "1000": 2**21}}],
-            "prefork": [{"idle_cpu": 0.02, "memory": {"0": 2**22}}],
+            "asyncpool": [{"memory": {"0": 2**20, "1000": 2**20 + 20_000_000}}],
+            "prefork": [{"memory": {"0": 2**22, "10": 2**22}}],
+            "gevent": [{"error": "x"}],
         }
     )
 
-    assert "| pool | idle CPU % | 0 tasks | 1000 tasks |" in table
-    assert "| asyncpool | 1 (1 to 1) | 1 (1 to 1) | 2 (2 to 2) |" in table
-    assert "| prefork | 2 (2 to 2) | 4 (4 to 4) |  |" in table
+    assert "| pool | 0 tasks | 10 tasks | 1000 tasks | kB for each task |" in table
+    assert "| asyncpool | 1 (1 to 1) |  | 20.1 (20.1 to 20.1) | 20 (20 to 20) |" in table
+    assert "| prefork | 4 (4 to 4) | 4 (4 to 4) |  | 0 (0 to 0) |" in table
+    assert "| gevent |  |  |  | error (1 of 1) |" in table
+
+
+def test_rest_has_start_memory_and_cpu():
+    """In seconds, MiB and percent."""
+    table = rest_table({"gevent": [{"startup": 0.5, "memory": 2**26, "idle_cpu": 0.002}]})
+
+    assert "| gevent | 0.5 (0.5 to 0.5) | 64 (64 to 64) | 0.2 (0.2 to 0.2) |" in table
 
 
 def test_recovery_counts_what_was_lost():

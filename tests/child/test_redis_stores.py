@@ -1,88 +1,134 @@
-"""celery_asyncpool/child/redis_stores.py: many results in one round trip, on a real Redis."""
+"""celery_asyncpool/child/redis_stores.py: results stored on the loop, on a real Redis."""
 
 import asyncio
+import contextlib
 import functools
+import gc
+import os
+import signal
 import threading
-from contextvars import ContextVar, copy_context
+import weakref
 
 import pytest
+import uvloop
 from celery import Celery
 
-from celery_asyncpool.child import redis_stores
-from celery_asyncpool.child.redis_stores import MOST_AT_ONCE, RedisStores, can_batch
+from celery_asyncpool.child.redis_stores import Elsewhere, RedisStores, can_store
 from celery_asyncpool.child.threadpool import ThreadPool
+from celery_asyncpool.child.trace import drive
+from tests.servers import RedisServer
 
 # Celery uses it, redis-py wants it no more.
 pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex")
 
-who = ContextVar("who", default="nobody")
+
+@pytest.fixture(params=["uvloop", "asyncio"])
+def run(request):
+    """Run a coroutine on each of the loops that processes may have."""
+    new_loop = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
+
+    def run(coroutine):
+        with asyncio.Runner(loop_factory=new_loop[request.param]) as runner:
+            return runner.run(coroutine)
+
+    return run
 
 
-@pytest.fixture
-def app(redis_url):
-    app = Celery("stores", broker="memory://", backend=redis_url, set_as_current=False)
+def new_app(url, **settings):
+    app = Celery("stores", broker="memory://", backend=url, set_as_current=False)
+    app.conf.update(settings)
     app.backend.client.flushdb()
     return app
 
 
 @pytest.fixture
-def run(app):
-    """Make calls that are all there before the first begins; return their outcomes."""
-
-    async def main(functions):
-        begin = threading.Event()
-        others = ThreadPool(4, "others")
-        stores = RedisStores(lambda: begin.wait() and app.backend, others)
-        futures = [stores.submit(function) for function in functions]
-        begin.set()
-        try:
-            return [await future for future in futures]
-        finally:
-            stores.stop()
-            others.stop()
-
-    return lambda functions: asyncio.run(main(functions))
+def app(redis_url):
+    return new_app(redis_url)
 
 
-@pytest.fixture
-def transactions(app):
-    """How many transactions Redis has seen in the test."""
-    client = app.backend.client
-    client.config_resetstat()
-    return lambda: client.info("commandstats").get("cmdstat_exec", {"calls": 0})["calls"]
+@contextlib.asynccontextmanager
+async def stores_of(app):
+    threads = ThreadPool(2, "connecting")
+    stores = RedisStores(app.backend, threads)
+    try:
+        yield stores
+    finally:
+        stores.stop()
+        await asyncio.sleep(0)
+        threads.stop()
 
 
-def store(app, number):
-    return lambda: app.backend.mark_as_done(f"id-{number}", number)
+def store(stores, number, value=None):
+    """Store a result, in a tracer as the pool does."""
+    value = number if value is None else value
+    return drive(stores.call, "mark_as_done", f"id-{number}", value)
 
 
 def stored(app, numbers):
     return [app.AsyncResult(f"id-{number}").result for number in numbers]
 
 
-def test_results_share_round_trips(app, run, transactions):
-    """50 results are written, and published, in one transaction."""
-    outcomes = run([store(app, number) for number in range(50)])
+def test_results_leave_together(app, run):
+    """What ends in one turn of the loop leaves in one write, what reads and what stores."""
 
-    assert [outcome.get() for outcome in outcomes] == [None] * 50
-    assert stored(app, range(50)) == list(range(50))
-    assert transactions() == 1
+    async def main():
+        async with stores_of(app) as stores:
+            await store(stores, 0)
+            before = stores.counters()["redis_writes"]
+            await asyncio.gather(*(store(stores, number) for number in range(1, 51)))
+            return before, stores.counters()
+
+    before, counters = run(main())
+
+    assert before == 2
+    assert counters == {"redis_results": 51, "redis_writes": 4, "redis_elsewhere": 0}
+    assert stored(app, range(51)) == list(range(51))
 
 
-def test_no_round_is_too_big(app, run, transactions):
-    """More results than one round may have take turns."""
-    count = 3 * MOST_AT_ONCE
-    run([store(app, number) for number in range(count)])
+def test_same_bytes_as_celery(app, run):
+    """Keys, values and expiry are what Celery's own backend writes."""
 
-    assert stored(app, range(count)) == list(range(count))
-    assert 3 <= transactions() <= 6
+    def entry(name):
+        client = app.backend.client
+        [key] = client.keys(f"*{name}")
+        return client.get(key).replace(name.encode(), b""), client.ttl(key)
+
+    async def main():
+        async with stores_of(app) as stores:
+            await store(stores, 1, {"a": ["é", None, 1.5]})
+
+    app.backend.mark_as_done("theirs", {"a": ["é", None, 1.5]})
+    run(main())
+
+    (ours, our_ttl), (theirs, their_ttl) = entry("id-1"), entry("theirs")
+    cut = ours.index(b'"date_done"'), theirs.index(b'"date_done"')
+    assert ours[: cut[0]] == theirs[: cut[1]]
+    assert abs(our_ttl - their_ttl) <= 60
+
+
+def test_no_expiry(redis_url, run):
+    """With ``result_expires = 0`` results stay."""
+    app = new_app(redis_url, result_expires=0)
+
+    async def main():
+        async with stores_of(app) as stores:
+            await store(stores, 1)
+
+    run(main())
+
+    assert [app.backend.client.ttl(key) for key in app.backend.client.keys("*")] == [-1]
 
 
 def test_waiters_are_told(app, run):
     """Each result is published where Celery's clients listen."""
     pubsub = app.backend.client.pubsub(ignore_subscribe_messages=True)
     pubsub.psubscribe("*id-*")
-    run([store(app, number) for number in range(3)])
+
+    async def main():
+        async with stores_of(app) as stores:
+            await asyncio.gather(*(store(stores, number) for number in range(3)))
+
+    run(main())
 
     channels = set()
     while len(channels) < 3:
@@ -94,104 +140,220 @@ def test_waiters_are_told(app, run):
 
 
 def test_success_stays(app, run):
-    """A result that is there is not overwritten: the guard of Celery's reads each one."""
+    """A result that is there is not overwritten: Celery's guard reads each one."""
     app.backend.mark_as_done("id-1", "first")
 
-    run([store(app, number) for number in range(3)])
+    async def main():
+        async with stores_of(app) as stores:
+            await asyncio.gather(*(store(stores, number) for number in range(3)))
+
+    run(main())
 
     assert stored(app, range(3)) == [0, "first", 2]
 
 
-def test_error_of_one_call(app, run):
-    """What cannot be encoded fails alone."""
-    calls = [store(app, 1), lambda: app.backend.mark_as_done("id-2", object()), store(app, 3)]
+def test_large_result(app, run):
+    """A result that is larger than a socket's buffers."""
+    text = "x" * 5_000_000
 
-    outcomes = run(calls)
+    async def main():
+        async with stores_of(app) as stores:
+            await asyncio.gather(store(stores, 1, text), store(stores, 2))
 
-    with pytest.raises(Exception, match="not JSON serializable"):
-        outcomes[1].get()
+    run(main())
+
+    assert stored(app, [1, 2]) == [text, 2]
+
+
+def test_error_of_one(app, run):
+    """What cannot be encoded fails alone, with Celery's error."""
+
+    async def main():
+        async with stores_of(app) as stores:
+            return await asyncio.gather(
+                *(store(stores, 1), store(stores, 2, object()), store(stores, 3)),
+                return_exceptions=True,
+            )
+
+    errors = run(main())
+
+    assert "not JSON serializable" in str(errors[1])
     assert stored(app, [1, 3]) == [1, 3]
 
 
-def test_error_of_one_command(app, run):
-    """What Redis refuses is raised where it was asked for."""
-    client = app.backend.client
-    client.set("text", "abc")
-
-    outcomes = run([lambda: client_of(app).incr("text"), lambda: client_of(app).incr("number")])
-
-    with pytest.raises(Exception, match="not an integer"):
-        outcomes[0].get()
-    assert outcomes[1].get() == 1
-
-
-def client_of(app):
-    return app.backend.client
-
-
-def test_lost_connection(app, run, transactions, monkeypatch):
-    """Results of a round that fails are stored all the same, each by itself."""
-    ask, failures = redis_stores._ask, []
-
-    def fail_once(client, questions):
-        if not failures:
-            failures.append(len(list(questions)))
-            raise ConnectionError("cut")
-        return ask(client, questions)
-
-    monkeypatch.setattr(redis_stores, "_ask", fail_once)
-    outcomes = run([store(app, number) for number in range(20)])
-
-    assert [outcome.get() for outcome in outcomes] == [None] * 20
-    assert failures == [20]
-    assert stored(app, range(20)) == list(range(20))
-    assert transactions() == 20
-
-
-def test_each_call_has_its_context(app, run):
-    """Calls of one round do not see each other's variables."""
-
-    def call(name):
-        who.set(name)
-        before = who.get()
-        app.backend.client.get("any")
-        return before, who.get()
-
-    outcomes = run([functools.partial(copy_context().run, call, name) for name in "abc"])
-
-    assert [outcome.get() for outcome in outcomes] == [(name, name) for name in "abc"]
-
-
-def test_cancelled_call_is_not_made(app):
-    """Nobody waits for it any more."""
+def test_lost_connection(app, run):
+    """What a cut leaves unanswered is done elsewhere; what comes later is done here again."""
 
     async def main():
-        begin = threading.Event()
-        others = ThreadPool(1, "others")
-        stores = RedisStores(lambda: begin.wait() and app.backend, others)
-        cancelled, kept = stores.submit(store(app, 1)), stores.submit(store(app, 2))
-        cancelled.cancel()
-        begin.set()
-        await kept
-        stores.stop()
+        async with stores_of(app) as stores:
+            await store(stores, 0)
+            own = stores._connection
+            cutter = app.backend.client
+            [mine] = [
+                other["id"]
+                for other in cutter.client_list()
+                if other["addr"].rpartition(":")[2] == str(own._sock.getsockname()[1])
+            ]
+            waiting = [asyncio.ensure_future(store(stores, number)) for number in range(1, 4)]
+            await asyncio.sleep(0)
+            cutter.client_kill_filter(_id=mine)
+            answers = await asyncio.gather(*waiting, return_exceptions=True)
+            again = await asyncio.gather(*(store(stores, n) for n in range(4, 8)))
+            return answers, again, stores.counters()
 
-    asyncio.run(main())
+    answers, again, counters = run(main())
 
+    lost = sum(isinstance(answer, Elsewhere) for answer in answers)
+    assert set(map(type, answers)) <= {type(None), Elsewhere, int}
+    assert len(again) == 4
+    assert counters["redis_elsewhere"] == lost
+    assert counters["redis_results"] == 1 + (3 - lost) + 4
+    assert stored(app, range(4, 8)) == [4, 5, 6, 7]
+
+
+def test_refusal(app, run):
+    """What Redis refuses is left to the real backend, which knows what to do about it."""
+    client = app.backend.client
+    client.lpush(app.backend.get_key_for_task("id-1"), "no string")
+
+    async def main():
+        async with stores_of(app) as stores:
+            with pytest.raises(Elsewhere):
+                await store(stores, 1)
+            await store(stores, 2)
+            return stores.counters()
+
+    counters = run(main())
+
+    assert (counters["redis_results"], counters["redis_elsewhere"]) == (1, 1)
+    assert stored(app, [2]) == [2]
+
+
+def test_no_server(run):
+    """Without Redis every result is left to the real backend, and nothing waits."""
+    with RedisServer() as server:
+        app = new_app(server.url)
+    app.backend.client.connection_pool.disconnect()
+
+    async def main():
+        async with stores_of(app) as stores:
+            return await asyncio.gather(
+                *(store(stores, number) for number in range(3)), return_exceptions=True
+            )
+
+    assert [type(error) for error in run(main())] == [Elsewhere] * 3
+
+
+def test_silent_server(run):
+    """A Redis that does not reply within ``redis_socket_timeout`` is given up."""
+
+    async def main(app, pid):
+        async with stores_of(app) as stores:
+            await store(stores, 0)
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                with pytest.raises(Elsewhere):
+                    await store(stores, 1)
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            await store(stores, 2)
+
+    with RedisServer() as server:
+        app = new_app(server.url, redis_socket_timeout=1.0)
+        run(main(app, server.pid))
+        assert stored(app, [0, 2]) == [0, 2]
+
+
+class SocketRedis(RedisServer):
+    """A Redis that listens in its folder, too."""
+
+    def _command(self):
+        return [*super()._command(), "--unixsocket", str(self.folder / "socket")]
+
+
+def test_unix_socket(run):
+    """A Redis without a port."""
+    with SocketRedis() as server:
+        app = new_app(f"redis+socket://{server.folder}/socket")
+
+        async def main():
+            async with stores_of(app) as stores:
+                await asyncio.gather(*(store(stores, number) for number in range(3)))
+                return stores.counters()["redis_results"]
+
+        assert run(main()) == 3
+        assert stored(app, range(3)) == [0, 1, 2]
+
+
+def test_cancelled_job(app, run):
+    """One that is cancelled while the connection is made does not take it from the others."""
+
+    async def main():
+        async with stores_of(app) as stores:
+            first = asyncio.ensure_future(store(stores, 1))
+            second = asyncio.ensure_future(store(stores, 2))
+            await asyncio.sleep(0)
+            first.cancel()
+            await second
+            return first.cancelled()
+
+    assert run(main())
     assert stored(app, [1, 2]) == [None, 2]
 
 
-def test_other_threads_use_the_client_as_ever(app, run):
-    """The client of the thread's backend can be used outside of its calls."""
-    run([store(app, 1)])
+def test_nothing_is_kept(app, run):
+    """A result that is stored is not kept alive, by the timer for Redis' reply neither."""
 
-    client = app.backend.client
-    with client.pipeline() as pipe:
-        assert pipe.set("a", 1).get("a").execute() == [True, b"1"]
+    class Value(dict):
+        pass
+
+    async def main():
+        async with stores_of(app) as stores:
+            value = Value(a=1)
+            gone = weakref.ref(value)
+            await store(stores, 1, value)
+            del value
+            gc.collect()
+            return gone() is None
+
+    assert run(main())
+
+
+def test_other_thread(app, run):
+    """Code of a thread, or of no tracer, is not served here: it may use what it likes."""
+
+    async def main():
+        async with stores_of(app) as stores:
+            call = functools.partial(stores.call, "mark_as_done", "id-1", 1)
+            with pytest.raises(Elsewhere):
+                call()
+            caught = []
+
+            def in_thread():
+                try:
+                    call()
+                except Elsewhere as exc:
+                    caught.append(exc)
+
+            thread = threading.Thread(target=in_thread)
+            thread.start()
+            thread.join()
+            return len(caught)
+
+    assert run(main()) == 1
 
 
 @pytest.mark.parametrize("backend", ["rpc://", "cache+memory://", "file:///tmp", None])
 def test_other_backends(backend):
-    """Only Redis is spoken to in this way."""
+    """Only Celery's own Redis backends are spoken to in this way."""
     app = Celery("other", broker="memory://", backend=backend, set_as_current=False)
 
-    assert not can_batch(app.backend)
+    assert not can_store(app.backend)
+
+
+def test_subclass(app):
+    """A backend that somebody has made of Celery's may block: it stays in threads."""
+    own = type("Own", (type(app.backend),), {})
+
+    assert can_store(app.backend)
+    assert not can_store(own(app=app, url=app.conf.result_backend))

@@ -24,6 +24,9 @@ SETTINGS = RedisSettings.from_dsn(BROKER)
 
 #: Seconds that results are kept, and that a task may take.
 KEPT, LONGEST = 3600, 3600
+#: Seconds between two looks at the queue. By default half a second, which is then all
+#: that one measures: each look takes no more tasks than there are free slots.
+POLL = 0.01
 
 
 def _async(body: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -56,6 +59,7 @@ class WorkerSettings:
     redis_settings = SETTINGS
     queue_name = os.environ["BENCHMARK_QUEUE"]
     max_jobs = int(os.environ.get("BENCHMARK_SLOTS", "10"))
+    poll_delay = POLL
     keep_result = KEPT
     job_timeout = LONGEST
 
@@ -75,8 +79,9 @@ class ArqClient(Client):
         assert job is not None
         return job.job_id
 
-    def release(self) -> None:
+    def release(self) -> bool:
         self._broker.rename(f"{self.name}.later", self.name)
+        return True
 
     def result_key(self, task_id: Any) -> str:
         return f"{result_key_prefix}{task_id}"

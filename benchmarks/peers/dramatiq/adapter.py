@@ -20,8 +20,17 @@ from benchmarks.client import Client
 BROKER = os.environ["CELERY_BROKER_URL"]
 QUEUE = os.environ["BENCHMARK_QUEUE"].replace("@", "-")
 
-backend = RedisBackend(url=os.environ["CELERY_RESULT_BACKEND"])
-broker = RedisBroker(url=BROKER)
+#: Connections that the threads of one process may use at once; redis-py's default is 100.
+MOST = 4096
+
+
+def connect(url: str) -> redis.Redis:
+    """Return a client with connections for all threads."""
+    return redis.Redis(connection_pool=redis.ConnectionPool.from_url(url, max_connections=MOST))
+
+
+backend = RedisBackend(client=connect(os.environ["CELERY_RESULT_BACKEND"]))
+broker = RedisBroker(client=connect(BROKER))
 broker.add_middleware(AsyncIO())
 broker.add_middleware(Results(backend=backend, store_results=True))
 dramatiq.set_broker(broker)
@@ -47,11 +56,12 @@ class DramatiqClient(Client):
         (self._later if later else broker).enqueue(message)
         return backend.build_message_key(message)
 
-    def release(self) -> None:
+    def release(self) -> bool:
         with self._broker.pipeline() as pipe:  # a transaction
             pipe.rename(f"later:{QUEUE}.msgs", f"dramatiq:{QUEUE}.msgs")
             pipe.rename(f"later:{QUEUE}", f"dramatiq:{QUEUE}")
             pipe.execute()
+        return True
 
     def result_key(self, task_id: Any) -> str:
         return str(task_id)

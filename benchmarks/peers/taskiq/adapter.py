@@ -40,8 +40,9 @@ class TaskiqClient(Client):
         kicker = tasks[task].kicker().with_labels(queue_name=queue)
         return self._loop.run_until_complete(kicker.kiq(*args)).task_id
 
-    def release(self) -> None:
+    def release(self) -> bool:
         self._broker.rename(f"{self.name}.later", self.name)
+        return True
 
     def result_key(self, task_id: Any) -> str:
         return str(task_id)
