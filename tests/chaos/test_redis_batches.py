@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 import redis as redis_client
 from proxy import Proxy
-from transports import redis_database
+from transports import messages_in_redis, redis_database
 from worker import Transport, wait_for
 
 from tests.conftest import require
@@ -41,7 +41,7 @@ VISIBILITY = (
 
 #: Tasks around the crashes of Redis, how long each takes, and after how many there is one.
 TASKS = 2000
-SECONDS = 0.03
+SECONDS = 0.02
 CRASHES = (300, 1000)
 
 
@@ -127,7 +127,7 @@ def test_killed_workers(database, client, request, start_worker):
             worker.restart()
         sent += send_some(worker, rng)
 
-        wait_for(lambda: is_empty(client, transport.queue), lambda: left(client, transport.queue))
+        wait_until_empty(client, transport.queue)
 
         started, received = runs_of(worker, "started"), runs_of(worker, "received")
         assert [result.id for task, result in sent if task == "late"] != []
@@ -139,15 +139,21 @@ def runs_of(worker, what):
     return {line["id"] for line in worker.records(what)}
 
 
-def left(client, *queues):
-    """How many messages wait in the queues and how many are unacknowledged."""
-    lists = [key for queue in queues for key in client.keys(f"{queue}*")]
-    waiting = sum(client.llen(key) for key in lists)
-    return waiting, client.hlen("unacked"), client.zcard("unacked_index")
+def wait_until_empty(client, queue):
+    """Wait until no message waits in *queue*, and none is held by a worker."""
+    wait_for(
+        lambda: messages_in_redis(client, queue) == (0, 0, 0),
+        lambda: f"messages left: {messages_in_redis(client, queue)}",
+    )
 
 
-def is_empty(client, *queues):
-    return left(client, *queues) == (0, 0, 0)
+def send_many(worker, slots, gate):
+    """Send tasks that take a moment, but first such as fill all slots until *gate* is there."""
+    first = [worker.client.send("hold_late", str(gate), ignore_result=True) for _ in range(slots)]
+    return {
+        result.id
+        for result in first + [worker.client.send("late_slow", SECONDS) for _ in range(TASKS)]
+    }
 
 
 @pytest.fixture
@@ -162,19 +168,20 @@ def durable_server():
         yield server
 
 
-def test_killed_redis(durable_server, request, start_worker):
+def test_killed_redis(durable_server, request, start_worker, tmp_path):
     """Redis is killed twice in the middle of many tasks: the worker goes on, and runs all of them.
 
     It knows no script any more then.
     """
-    server = durable_server
+    server, gate = durable_server, tmp_path / "gate"
     transport = Transport("redis", f"{server.url}/0", redis_database(request, 1))
     worker = start_worker(
         transport, "batches", "-c", 20, "--processes", 1, env={"BATCHES_CONF": VISIBILITY}
     )
-    ids = {worker.client.send("late_slow", SECONDS).id for _ in range(TASKS)}
+    ids = send_many(worker, 20, gate)
     with worker, redis_client.Redis.from_url(transport.broker) as client:
         pid = worker.process.pid
+        gate.touch()
         for crash, number in enumerate(CRASHES, 1):
             wait_for(lambda number=number: len(runs_of(worker, "started")) > number, worker.tail)
             server.stop(signal.SIGKILL)
@@ -183,7 +190,7 @@ def test_killed_redis(durable_server, request, start_worker):
             wait_visible()
             server.start()
         wait_for(lambda: runs_of(worker, "started") == ids, worker.tail)
-        wait_for(lambda: is_empty(client, transport.queue), lambda: left(client, transport.queue))
+        wait_until_empty(client, transport.queue)
 
         assert worker.process.pid == pid
         worker.renew_client()
@@ -211,7 +218,7 @@ def test_full_server(request, start_worker, tmp_path):
             gate.touch()
 
             wait_for(lambda: runs_of(worker, "started") == held | waiting, worker.tail)
-            wait_for(lambda: is_empty(client, transport.queue), worker.tail)
+            wait_until_empty(client, transport.queue)
             client.config_set("maxmemory", 0)
             assert len(worker.records("started")) == len(held | waiting)
             assert worker.inspect("ping") == {"ok": "pong"}
@@ -235,19 +242,21 @@ def test_acks_of_a_cut_connection(database, client, request, start_worker, tmp_p
             wait_for(lambda: runs_of(worker, "ended") == ids, worker.tail)
             proxy.heal()
 
-            wait_for(lambda: is_empty(client, direct.queue), lambda: left(client, direct.queue))
+            wait_until_empty(client, direct.queue)
             worker.renew_client()
             assert worker.inspect("ping") == {"ok": "pong"}
             assert len(worker.records("started")) == len(ids)
 
 
-def test_cut_connections(database, client, request, start_worker):
+def test_cut_connections(database, client, request, start_worker, tmp_path):
     """What was on its way when a connection broke runs soon, not after the visibility timeout."""
+    gate = tmp_path / "gate"
     transport = Transport("redis", database, redis_database(request, 1))
     env = {"BATCHES_CONF": "asyncpool_redis_batching=True"}
     worker = start_worker(transport, "batches", "-c", 20, "--processes", 1, env=env)
-    ids = {worker.client.send("late_slow", SECONDS / 2).id for _ in range(TASKS)}
+    ids = send_many(worker, 20, gate)
     with worker:
+        gate.touch()
         cuts = 0
         while (number := len(runs_of(worker, "started"))) < TASKS - 300:
             kill_connections(client)
@@ -256,7 +265,7 @@ def test_cut_connections(database, client, request, start_worker):
             more = number + random.randint(100, 300)
             wait_for(lambda more=more: len(runs_of(worker, "started")) >= more, worker.tail)
         wait_for(lambda: runs_of(worker, "started") == ids, worker.tail)
-        wait_for(lambda: is_empty(client, transport.queue), lambda: left(client, transport.queue))
+        wait_until_empty(client, transport.queue)
 
         assert cuts > 3
         worker.renew_client()  # its connections were closed, too
@@ -290,7 +299,7 @@ def test_acks_during_a_warm_shutdown(database, client, request, start_worker, tm
         assert worker.process.poll() is None
         gates[2].touch()
         assert worker.wait_exit() == 0
-    assert is_empty(client, transport.queue)
+    assert messages_in_redis(client, transport.queue) == (0, 0, 0)
 
 
 def test_late_acks_of_others(database, client, request, start_worker, tmp_path):
@@ -315,9 +324,9 @@ def test_late_acks_of_others(database, client, request, start_worker, tmp_path):
             wait_for(lambda: worker.inspect("active") == [], worker.tail)
             assert worker.inspect("ping") == {"ok": "pong"}
 
-            assert left(client, transport.queue) == (0, 4, 4)
+            assert messages_in_redis(client, transport.queue) == (0, 4, 4)
             gate.touch()
-            wait_for(lambda: is_empty(client, transport.queue), heir.tail)
+            wait_until_empty(client, transport.queue)
 
 
 def wait_visible():

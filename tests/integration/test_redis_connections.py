@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 import redis as redis_client
-from transports import redis_database
+from transports import messages_in_redis, redis_database
 from worker import Transport, wait_for
 
 from tests.conftest import miss, require
@@ -34,8 +34,7 @@ def run_tasks(request, start_worker):
             tasks = ("early", "late") * (TASKS // 2)
             ids = [worker.client.send(task, PAYLOAD).id for task in tasks]
             wait_for(lambda: started(worker) >= Counter(ids), worker.tail)
-            left = lambda: (client.llen(transport.queue), client.hlen("unacked"))  # noqa: E731
-            wait_for(lambda: left() == (0, 0), lambda: f"left: {left()}")
+            wait_for(lambda: not any(messages_in_redis(client, transport.queue)), worker.tail)
 
             assert started(worker) == Counter(ids)
             return worker.pool().get("redis"), worker.log()
