@@ -146,17 +146,17 @@ def take_connection(client: Any) -> Any:
 async def open_line(connection: Any) -> RedisLine | None:
     """Return a line that uses redis-py's *connection*; None if that is no plain socket.
 
-    The connection stays the caller's, who has to give it back after the line's end.
+    The connection stays the caller's, but its socket is the line's, and is closed
+    with it. After that the caller gives the connection back.
     """
     sock = getattr(connection, "_sock", None)
     if not isinstance(sock, socket.socket) or isinstance(sock, ssl.SSLSocket):
         return None
     loop = asyncio.get_running_loop()
     line = RedisLine(loop, connection.socket_timeout)
-    own = sock.dup()
-    own.setblocking(False)
-    if own.family == socket.AF_UNIX:
-        await loop.create_unix_connection(lambda: line, sock=own)
+    sock.setblocking(False)
+    if sock.family == socket.AF_UNIX:
+        await loop.create_unix_connection(lambda: line, sock=sock)
     else:
-        await loop.create_connection(lambda: line, sock=own)
+        await loop.create_connection(lambda: line, sock=sock)
     return line

@@ -66,7 +66,7 @@ def _transport_class(connection: Any, shared: Shared) -> Any:
         shared.unused_reason = "the broker is not Redis"
         return stock
     # Only now: where Redis is the broker, its library is there.
-    from .channel import ours_for
+    from .transport import ours_for
 
     ours = ours_for(stock)
     if ours is None:

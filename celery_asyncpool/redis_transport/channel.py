@@ -1,4 +1,4 @@
-"""kombu's Redis transport, with batches.
+"""kombu's Redis channels, with batches.
 
 A channel asks for messages while its queues have any. When they are empty it
 arms a bell for each list, and asks again when one rings. It acknowledges what
@@ -18,16 +18,17 @@ from typing import Any, NamedTuple
 import kombu.transport.redis
 import redis
 from celery.utils.log import get_logger
-from kombu.transport.virtual.base import QoS as VirtualQoS
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 from kombu.utils.scheduling import priority_cycle, round_robin_cycle, sorted_cycle
 
 from .ledger import Ledger, Lost, Ramp, Scores, Shared
 from .lines import Bell, Line, Reply, is_refusal
+from .poller import PAUSE
+from .qos import QoS
 from .scripts import ack_command, find_command, parse_taken, take_command
 
-__all__ = ["SentinelTransport", "Transport"]
+__all__ = ["Channel", "SentinelChannel"]
 
 logger = get_logger(__name__)
 
@@ -46,11 +47,12 @@ MOST_BELLS = 64
 #: Seconds of kombu's BRPOP before 5.7, where it is no attribute.
 BRPOP_TIMEOUT = 1
 
-#: Seconds without bells after one that could not be armed.
-PAUSE = 1.0
-
 #: kombu's strategies, and whether the queues take turns in them.
 TURNS = {round_robin_cycle: True, priority_cycle: False, sorted_cycle: False}
+
+
+#: For all channels of this process: whose a message is depends on them.
+SCORES = Scores(time.time)
 
 
 class Pull(NamedTuple):
@@ -69,119 +71,6 @@ class Arrived(NamedTuple):
     tag: str | None
 
 
-class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]
-    """kombu's, which knows our lines too: a line is its own kind of connection."""
-
-    #: Celery's hub, while it reads for us.
-    loop: Any = None
-
-    def on_poll_start(self) -> None:
-        """Before each poll."""
-        self._before_poll()
-        super().on_poll_start()
-
-    def get(self, callback: Any, timeout: float | None = None) -> None:
-        """Without a hub: bring one event, which is at most one message."""
-        self._before_poll()
-        for channel in tuple(self._channels):
-            if channel.deliver_next():
-                return
-            if channel.is_paused:
-                timeout = PAUSE if timeout is None else min(timeout, PAUSE)
-        super().get(callback, timeout)
-
-    def _before_poll(self) -> None:
-        for channel in tuple(self._channels):
-            channel.before_poll()
-
-    def _register_BRPOP(self, channel: Any) -> None:
-        """*channel* has queues, and room for a message."""
-        if channel.is_batching:
-            channel.feed()
-        if not channel.is_batching:  # it may just have found out that it cannot
-            super()._register_BRPOP(channel)
-
-    def on_readable(self, fileno: int) -> None:
-        """One of our connections has something to read.
-
-        A bell's answer is read whether there is room or not: no message is in it.
-        """
-        channel, kind = self._fd_to_chan.get(fileno, (None, None))
-        if isinstance(kind, Line):
-            channel.on_line(kind)
-        elif kind is not None:
-            super().on_readable(fileno)
-
-    def maybe_check_brpop_health(self) -> None:
-        """Called by kombu (from 5.7 on) to find connections that are half open."""
-        super().maybe_check_brpop_health()
-        for channel in tuple(self._channels):
-            channel.check_lines()
-
-    def watch(self, channel: Any, line: Line) -> None:
-        """Connect *line* where it is not, and read it when it is readable."""
-        if not self._client_registered(channel, line, line):
-            self._register(channel, line, line)
-
-    def unwatch(self, channel: Any, line: Line) -> None:
-        """Read it no more; to be called before its socket is closed."""
-        self._chan_to_sock.pop((channel, line, line), None)
-        fds = {fd for fd, (_, kind) in self._fd_to_chan.items() if kind is line}
-        if line.sock is not None:
-            fds.add(line.sock.fileno())  # kombu's poller may be closed already, and know nothing
-        for fd in fds:
-            self._fd_to_chan.pop(fd, None)
-            self._unregister_fd(fd)
-
-    def _unregister_fd(self, fd: int) -> None:
-        if self.loop is not None:
-            self.loop.remove_reader(fd)
-            return
-        try:
-            self.poller.unregister(fd)
-        except (KeyError, OSError, ValueError):
-            return  # redis-py has closed it when it found it broken
-
-
-class QoS(kombu_redis.QoS):  # type: ignore[misc]
-    """kombu's, which does not store what is stored, and acknowledges in batches."""
-
-    channel: Any
-
-    def append(self, message: Any, delivery_tag: str) -> None:
-        """kombu has got *message*."""
-        if self.channel.ledger.hold(delivery_tag):
-            VirtualQoS.append(self, message, delivery_tag)
-        else:
-            super().append(message, delivery_tag)
-
-    def ack(self, delivery_tag: str) -> None:
-        """Acknowledge a message, soon."""
-        if self.channel.ledger.ack(delivery_tag):
-            VirtualQoS.ack(self, delivery_tag)
-            self.channel.on_ack()
-        else:
-            super().ack(delivery_tag)
-
-    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Give a message back to its queue, or drop it, which is an ack to Redis."""
-        if requeue:
-            self.channel.ledger.forget(delivery_tag)
-            super().reject(delivery_tag, requeue=True)
-        else:
-            self.ack(delivery_tag)
-
-    def restore_unacked_once(self, stderr: Any = None) -> None:
-        """Give back what is unacknowledged, at the end."""
-        self.channel.settle()
-        super().restore_unacked_once(stderr)
-
-    def restore_unacked(self, client: Any = None) -> None:
-        """Give back all that kombu has."""
-        super().restore_unacked(client)
-        self.channel.ledger.forget_held()
-
-
 class Batching:
     """What is added to kombu's channels."""
 
@@ -194,7 +83,6 @@ class Batching:
     closed: bool
     ack_emulation: bool
     active_queues: Any
-    _active_queues: Any
     _put: Any
     priority_steps: Any
     global_keyprefix: str
@@ -204,13 +92,13 @@ class Batching:
     _queue_cycle: Any
     _q_for_pri: Any
 
-    #: Whether batches are in use; False: kombu's code.
+    #: Whether batches are in use; False: kombu's code, also while there are only
+    #: consumers that do not acknowledge, such as those of replies to remote control.
     is_batching = False
 
     def __init__(self, connection: Any, **kwargs: Any) -> None:
         self.shared: Shared = connection.shared
         self.ledger = Ledger()
-        self._scores = Scores(time.time)
         self._ramp = Ramp()
         self._work: Line | None = None
         self._bells: dict[str, Bell] = {}
@@ -222,6 +110,8 @@ class Batching:
         self._is_pulling = False
         #: Until when no bell is armed, since one could not be.
         self._pause_until = 0.0
+        #: Whether this channel finishes what an earlier connection could not.
+        self._is_heir = False
         self._is_broken = False
         self._is_settled = False
         self._kept_client: Any = None
@@ -229,9 +119,6 @@ class Batching:
         self._unacked = self.global_keyprefix + self.unacked_key
         self._index = self.global_keyprefix + self.unacked_index_key
         self._broker = f"{connection.client.as_uri()} {self._unacked}"
-        self.is_batching = not self.shared.off_reason
-        if self.is_batching and not self.ack_emulation:
-            self.fall_back("ack_emulation is off")
 
     def _create_client(self, asynchronous: bool = False) -> Any:
         """Keep the client: to make one costs as much as to use it.
@@ -245,13 +132,21 @@ class Batching:
             self._kept_client = super()._create_client()  # type: ignore[misc]
         return self._kept_client
 
+    def basic_consume(self, queue: str, no_ack: bool = False, *args: Any, **kwargs: Any) -> Any:
+        """Consume from *queue*."""
+        if not no_ack:
+            self._is_heir = True
+            self.is_batching = not self.shared.off_reason
+            if self.is_batching and not self.ack_emulation:
+                self.fall_back("ack_emulation is off")
+        return super().basic_consume(queue, no_ack, *args, **kwargs)  # type: ignore[misc]
+
     # Taking.
 
     def feed(self) -> None:
         """There is room: ask for messages, or for a bell when there are some."""
         if self._is_pulling:
             return
-        self._take_over()
         if not self._lists:
             self._list_queues()
         if not self.is_batching:
@@ -297,7 +192,8 @@ class Batching:
         queues: list[str] = self._queue_cycle.consume(len(self._lists))
         if size < 1 or not queues:
             return
-        pull = Pull(self._scores.next_score(), queues)
+        work = self._connected_work()
+        pull = Pull(SCORES.next_score(), queues)
         by_priority = zip(*(self._lists[queue] for queue in queues), strict=True)
         command = take_command(
             self._unacked,
@@ -310,7 +206,7 @@ class Batching:
             turns=TURNS.get(type(self._queue_cycle), False),
         )
         self._is_pulling = True
-        self._send(command, pull)
+        self._guarded(work, work.send, command, pull)
 
     def _room(self) -> int | None:
         """Return how many messages may come; None: no bound."""
@@ -372,11 +268,8 @@ class Batching:
 
     def before_poll(self) -> None:
         """Once in each turn of the loop: acknowledge what has come up."""
-        if self.is_batching and self._active_queues:
-            carried = self.shared.carried(self._broker)
-            if carried.acks:
-                acks, carried.acks = carried.acks, {}
-                self.ledger.add(acks)
+        if self._is_heir:
+            self._take_over()
         while self.ledger.has_acks:
             self._send_acks()
 
@@ -417,7 +310,7 @@ class Batching:
             return
         has_blmove, self.shared.has_blmove = reply.to, False
         if not has_blmove:
-            self.fall_back(f"Redis refuses BRPOPLPUSH: {reply.error}", for_good=True)
+            self.fall_back(f"Redis refuses BRPOPLPUSH: {reply.error}")
 
     def _on_work(self, line: Line) -> None:
         if not line.is_waiting:
@@ -445,20 +338,22 @@ class Batching:
             self._lost.append(Lost(reply.to.score))  # what it took before it failed
         if not is_refusal(reply.error):
             raise reply.error
-        self.fall_back(f"Redis refuses the script: {reply.error}", for_good=True)
+        self.fall_back(f"Redis refuses the script: {reply.error}")
 
     # Lines.
 
-    def _send(self, command: tuple[Any, ...], to: Pull | None) -> None:
+    def _connected_work(self) -> Line:
+        """Return the line for commands; before anything counts as sent on it."""
         if self._work is None:
             self._work = Line(self._line_pool(), redis.ResponseError)
         self._connect(self._work)
-        self._guarded(self._work, self._work.send, command, to)
+        return self._work
 
     def _send_acks(self) -> None:
         if self.is_batching:
-            acks = self.ledger.send_acks(MOST_ACKS)
-            self._send(ack_command(self._unacked, self._index, acks), None)
+            work = self._connected_work()
+            command = ack_command(self._unacked, self._index, self.ledger.send_acks(MOST_ACKS))
+            self._guarded(work, work.send, command, None)
         else:
             for tag in self.ledger.unfinished_acks():
                 self.qos._remove_from_indices(tag).execute()
@@ -550,13 +445,19 @@ class Batching:
     # Losses, and the end.
 
     def _take_over(self) -> None:
-        """Give back what was on its way to this process when a connection broke."""
+        """Finish what an earlier connection could not."""
         carried = self.shared.carried(self._broker)
+        if carried.acks and self.is_batching:
+            self.ledger.add(carried.acks)
+            carried.acks.clear()
         if carried.lost:
             self._lost += carried.lost
             carried.lost.clear()
-        if not self._lost:
-            return
+        if self._lost:
+            self._restore_lost()
+
+    def _restore_lost(self) -> None:
+        """Give back what was on its way to this process when a connection broke."""
         client: Any = redis.Redis(connection_pool=self.pool)  # one that knows no prefix
         while self._lost:
             score, tags = self._lost[0]
@@ -586,6 +487,8 @@ class Batching:
             ]
 
     def _finish(self) -> None:
+        if self._is_heir:
+            self._take_over()
         while self.ledger.has_acks:
             self._send_acks()
         while self._work is not None and self._work.is_waiting:
@@ -598,7 +501,8 @@ class Batching:
                 self._give_back(tag)
         for tag in list(self.ledger.arriving):
             self._give_back(tag)
-        self._take_over()
+        if self._lost:
+            self._restore_lost()
 
     def close(self) -> None:
         """Close the channel."""
@@ -608,11 +512,10 @@ class Batching:
 
     # Kombu's way.
 
-    def fall_back(self, reason: str, for_good: bool = False) -> None:
-        """From now on do it in kombu's way, on this channel or *for_good* on all."""
+    def fall_back(self, reason: str) -> None:
+        """From now on do it in kombu's way, for good: later channels begin so."""
         self.is_batching = False
-        if for_good:
-            self.shared.off_reason = reason
+        self.shared.off_reason = reason
         self._say(reason)
         self._close_lines()
 
@@ -627,40 +530,3 @@ class Channel(Batching, kombu_redis.Channel):  # type: ignore[misc]
 
 class SentinelChannel(Batching, kombu_redis.SentinelChannel):  # type: ignore[misc]
     """kombu's channel for Sentinel, with batches."""
-
-
-class Transports:
-    """What is added to kombu's transports."""
-
-    #: A subclass for each worker has its own.
-    shared = Shared()
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.cycle = Poller()
-
-    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
-        """Live in Celery's hub."""
-        self.cycle.loop = loop
-        super().register_with_event_loop(connection, loop)  # type: ignore[misc]
-
-
-class Transport(Transports, kombu_redis.Transport):  # type: ignore[misc]
-    """kombu's Redis transport, with batches."""
-
-    Channel = Channel
-
-
-class SentinelTransport(Transports, kombu_redis.SentinelTransport):  # type: ignore[misc]
-    """kombu's Sentinel transport, with batches."""
-
-    Channel = SentinelChannel
-
-
-def ours_for(stock: type) -> type | None:
-    """Return our transport for kombu's; None for one that is not kombu's."""
-    ours: dict[type, type] = {
-        kombu_redis.Transport: Transport,
-        kombu_redis.SentinelTransport: SentinelTransport,
-    }
-    return ours.get(stock)

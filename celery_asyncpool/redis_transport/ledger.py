@@ -18,6 +18,9 @@ __all__ = ["FIRST", "MOST", "Carried", "Ledger", "Lost", "Ramp", "Scores", "Shar
 #: Messages of the first batch after the queues were empty, and of any.
 FIRST, MOST = 8, 64
 
+#: Seconds in which a clock may stand still, or go back a little.
+RESOLUTION = 1.0
+
 
 class Ramp:
     """How large the next batch should be.
@@ -51,8 +54,12 @@ class Scores:
 
     def next_score(self) -> str:
         """Return the time now, as Redis is told it."""
-        self._last = max(self._clock(), math.nextafter(self._last, math.inf))
-        return repr(self._last)
+        now = self._clock()
+        # A clock that was set back is followed: messages would be restored too late.
+        if self._last - RESOLUTION <= now <= self._last:
+            now = math.nextafter(self._last, math.inf)
+        self._last = now
+        return repr(now)
 
 
 class Ledger:

@@ -1,4 +1,4 @@
-"""What is done inside Redis: taking a batch, acknowledging one, finding a lost one.
+"""What is done inside Redis: taking a batch, acknowledging one; and finding a lost one.
 
 The scripts keep kombu's keys and formats. They are sent whole (``EVAL``), so a
 server that was restarted needs no second attempt, and Redis 5 to 7 know all
@@ -115,9 +115,6 @@ end
 return others
 """
 
-#: Returns the delivery tags with a score. KEYS: unacked_index. ARGV: the score.
-FIND = "return redis.call('ZRANGEBYSCORE', KEYS[1], ARGV[1], ARGV[1])"
-
 
 class Taken(NamedTuple):
     """What one batch has brought."""
@@ -160,4 +157,4 @@ def ack_command(unacked: str, index: str, acks: Iterable[tuple[str, str]]) -> tu
 
 def find_command(index: str, score: str) -> tuple[Any, ...]:
     """Return the command that asks for the delivery tags with *score*."""
-    return ("EVAL", FIND, 1, index, score)
+    return ("ZRANGEBYSCORE", index, score, score)

@@ -14,7 +14,7 @@ from celery_asyncpool.redis_transport import batched
 from celery_asyncpool.redis_transport.ledger import Shared
 
 #: A database that no other test uses.
-DATABASE = 9
+DATABASE = 8
 
 
 @pytest.fixture

@@ -229,13 +229,31 @@ def test_consumer_of_another_queue_joins_and_leaves(connect, redis):
 
 
 def test_consumer_that_does_not_acknowledge(connect, redis):
-    """Nothing stays behind of what it was given."""
+    """It is served in kombu's way: nothing has to be kept for it."""
+    shared = Shared()
+    publish(connect(), "q", *range(10))
+    receiver = Receiver(connect(shared), "q", no_ack=True)
+
+    assert receiver.drain(10) == list(range(10))
+
+    assert unacked(redis) == []
+    assert (shared.info()["batches"], shared.info()["fallbacks"]) == (0, {})
+
+
+def test_consumer_that_does_not_acknowledge_beside_one_that_does(connect, redis):
+    """Nothing stays behind of what it was given, whoever came first."""
     publish(connect(), "q", *range(10))
     receiver = Receiver(connect(), "q", no_ack=True)
+    receiver.drain(2)
+    receiver.consumer.no_ack = False
+    receiver.consumer.add_queue(declare(receiver.channel, "r"))
+    receiver.consumer.consume()
+    publish(connect(), "r", *"abc")
 
-    receiver.drain(10)
+    receiver.drain(13)
 
-    receiver.settle(lambda: unacked(redis) == [])
+    assert receiver.channel.is_batching
+    receiver.settle(lambda: unacked(redis) == ["a", "b", "c"])
 
 
 def test_beside_a_consumer_of_kombu(connect, redis):
@@ -367,6 +385,50 @@ def test_ack_that_could_not_be_sent(connect, redis):
     again.settle(lambda: unacked(redis) == [2])
 
 
+def test_ack_of_an_earlier_connection_at_the_end(connect, redis):
+    """It is sent by the last one, which consumes no more."""
+    shared = Shared()
+    publish(connect(), "q", 1)
+    connection = connect(shared)
+    receiver = Receiver(connection, "q")
+    receiver.drain(1)
+    receiver.channel._is_broken = True
+    receiver.channel.qos._on_collect.cancel()
+    receiver.channel.settle()
+    again = Receiver(connect(shared), "q")
+    again.turn()
+    again.consumer.cancel()
+
+    receiver.messages[0].ack()
+    again.connection.close()
+
+    assert unacked(redis) == []
+
+
+def test_server_that_cannot_be_reached_for_a_moment(connect, redis):
+    """What was to be sent waits for the connection; nothing counts as sent before."""
+    publish(connect(), "q", *range(4))
+    connection = connect()
+    receiver = Receiver(connection, "q", prefetch=2)
+    receiver.drain(2)
+    receiver.turn()
+    work, cycle = receiver.channel._work, connection.transport.cycle
+    receiver.channel._close_line(work)
+    watch, cycle.watch = cycle.watch, fail
+    receiver.messages[0].ack()
+    for _ in range(2):
+        with pytest.raises(ConnectionResetError):
+            connection.drain_events(timeout=1)
+
+    cycle.watch = watch
+    receiver.drain(3)
+    receiver.messages[1].ack()
+    receiver.drain(4)
+
+    receiver.settle(lambda: unacked(redis) == [2, 3])
+    assert repr(receiver.channel.ledger) == "<Ledger 0 arriving, 2 held, 0 acks wait, 0 sent>"
+
+
 def test_batch_whose_reply_is_lost(connect, redis):
     """It goes back to its queue with the next connection, and arrives."""
     shared = Shared()
@@ -387,13 +449,21 @@ def test_batch_whose_reply_is_lost(connect, redis):
     assert ready(redis, "q") == []
 
 
+def cut_others(redis):
+    """End all connections to this database but *redis*' own; others have theirs elsewhere."""
+    own = redis.client_info()
+    for client in redis.client_list():
+        if client["db"] == str(own["db"]) and client["id"] != str(own["id"]):
+            redis.client_kill_filter(_id=client["id"])
+
+
 def test_cut_connections(connect, redis):
     """A consumer that goes on with the same connection gets everything."""
     connection = connect()
     receiver = Receiver(connection, "q")
     for number in range(5):
         receiver.turn()
-        redis.client_kill_filter(skipme=True)
+        cut_others(redis)
         publish(connect(), "q", number)
         while len(receiver.messages) <= number:
             with contextlib.suppress(*connection.connection_errors):

@@ -9,7 +9,7 @@ from celery import Celery
 from kombu.transport import redis as kombu_redis
 
 from celery_asyncpool.redis_transport import RedisBatching
-from celery_asyncpool.redis_transport.channel import SentinelTransport, Transport
+from celery_asyncpool.redis_transport.transport import SentinelTransport, Transport
 
 
 @pytest.fixture

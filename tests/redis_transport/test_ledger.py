@@ -32,14 +32,25 @@ def test_scores_are_the_time():
 
 
 def test_scores_are_never_the_same():
-    """Even where the clock stands still, or goes back."""
-    times = iter([5.0, 5.0, 4.0, 6.0])
+    """Even where the clock stands still, or goes back a little."""
+    times = iter([5.0, 5.0, 4.5, 6.0])
     scores = Scores(lambda: next(times))
 
     found = [float(scores.next_score()) for _ in range(4)]
 
     assert found == sorted(set(found))
     assert found[-1] == 6.0
+
+
+def test_scores_follow_a_clock_that_is_set_back():
+    """A message taken from then on would otherwise be restored an hour late."""
+    times = iter([5000.0, 1400.0, 1400.0])
+    scores = Scores(lambda: next(times))
+
+    found = [float(scores.next_score()) for _ in range(3)]
+
+    assert found[1] == 1400.0
+    assert 1400.0 < found[2] < 1400.1
 
 
 def test_a_message_from_its_batch_to_its_ack():
