@@ -169,9 +169,16 @@ class Server:
 
 
 class RedisServer(Server):
-    """A Redis that keeps its data over a restart (append-only file)."""
+    """A Redis that keeps its data over a restart (append-only file).
+
+    *options* are more of the server's own: ``"--appendfsync", "always"``.
+    """
 
     program = "redis-server"
+
+    def __init__(self, *options: str) -> None:
+        super().__init__()
+        self.options = list(options)
 
     @property
     def url(self) -> str:
@@ -182,7 +189,24 @@ class RedisServer(Server):
             self.find() or self.program,
             *("--bind", "127.0.0.1", "--port", str(self.port)),
             *("--dir", str(self.folder), "--save", "", "--appendonly", "yes"),
+            *self.options,
         ]
+
+
+class RedisSentinel(RedisServer):
+    """A Sentinel, alone, that knows *server* as ``shop``."""
+
+    def __init__(self, server: RedisServer) -> None:
+        super().__init__()
+        self._server = server
+
+    def _command(self) -> list[str]:
+        config = self.folder / "sentinel.conf"  # in which it keeps what it learns
+        config.write_text(
+            f"bind 127.0.0.1\nport {self.port}\ndir {self.folder}\n"
+            f"sentinel monitor shop 127.0.0.1 {self._server.port} 1\n"
+        )
+        return [self.find() or self.program, str(config), "--sentinel"]
 
 
 class RabbitMQServer(Server):

@@ -23,6 +23,8 @@ __all__ = ["Bell", "Line", "Reply", "is_refusal"]
 #: How a server says that it does not know, or does not permit, a command.
 REFUSALS = (
     "unknown command",
+    "unknown redis command",
+    "unsupported command",
     "no permissions to run",
     "can't run this command",
     "can't run script",

@@ -43,6 +43,27 @@ def make_transport(name, request, folder):
     return Transport("filesystem", "filesystem://", f"file://{folder}/results", folder)
 
 
+#: At one moment: a message may be on its way from one to the other.
+MESSAGES_LEFT = """
+local waiting = 0
+for _, pattern in ipairs(ARGV) do
+  for _, list in ipairs(redis.call('KEYS', pattern)) do
+    waiting = waiting + redis.call('LLEN', list)
+  end
+end
+return {waiting, redis.call('HLEN', KEYS[1]), redis.call('ZCARD', KEYS[2])}
+"""
+
+
+def messages_in_redis(client, *queues, unacked="unacked", index="unacked_index"):
+    """How many messages wait in *queues*, how many a worker holds, and how many are in the index.
+
+    Names of queues are those of their lists: with a prefix, if there is one.
+    """
+    patterns = [f"{queue}*" for queue in queues]
+    return tuple(client.eval(MESSAGES_LEFT, 2, unacked, index, *patterns))
+
+
 @pytest.fixture(scope="module", params=TRANSPORTS)
 def transport(request, tmp_path_factory):
     """Each transport in turn."""

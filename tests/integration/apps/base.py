@@ -1,4 +1,8 @@
-"""The Celery app of the tests, configured by the environment."""
+"""The Celery app of the tests, configured by the environment.
+
+``ASYNCPOOL_TEST_BATCHING=off`` runs all of them without `asyncpool_redis_batching`,
+but for those that set it themselves.
+"""
 
 import os
 
@@ -23,6 +27,8 @@ def make_app(name):
         result_expires=600,
         worker_proc_alive_timeout=60,  # the machine may be slow, or busy
     )
+    if not batching():
+        app.conf.asyncpool_redis_batching = False
     folder = os.environ.get("ASYNCPOOL_TEST_FOLDER")
     if folder:
         app.conf.broker_transport_options = {
@@ -33,6 +39,14 @@ def make_app(name):
             "polling_interval": 0.02,
         }
     return app
+
+
+def batching():
+    """Whether the tests run with batches for Redis, which is the default."""
+    value = os.environ.get("ASYNCPOOL_TEST_BATCHING", "on")
+    if value not in ("on", "off"):
+        raise ValueError(f"ASYNCPOOL_TEST_BATCHING must be on or off, not {value!r}")
+    return value == "on"
 
 
 def configure(app, variable):

@@ -3,6 +3,8 @@
 import json
 import os
 
+from apps.base import batching
+
 SECRET_KEY = "test"
 USE_TZ = True
 INSTALLED_APPS = ["apps.django_project", "django_celery_results"]
@@ -10,6 +12,7 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 DATABASES = {"default": json.loads(os.environ["DJANGO_DATABASE"])}
 CELERY_BROKER_URL = os.environ["ASYNCPOOL_TEST_BROKER"]
 CELERY_RESULT_BACKEND = os.environ.get("DJANGO_RESULTS", os.environ["ASYNCPOOL_TEST_BACKEND"])
+CELERY_ASYNCPOOL_REDIS_BATCHING = batching()
 CELERY_TASK_DEFAULT_QUEUE = os.environ["ASYNCPOOL_TEST_QUEUE"]
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_WORKER_PROC_ALIVE_TIMEOUT = 60
