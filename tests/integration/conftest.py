@@ -7,6 +7,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from transports import (
     TRANSPORTS,
+    certificate,
     flavour,
     make_transport,
     new_transport,
@@ -19,6 +20,7 @@ from transports import (
 
 __all__ = [
     "TRANSPORTS",
+    "certificate",
     "flavour",
     "make_transport",
     "new_transport",

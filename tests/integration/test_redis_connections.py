@@ -1,7 +1,5 @@
 """Each way to connect to a Redis: a worker with batches runs its tasks over it, and says so."""
 
-import shutil
-import subprocess
 from collections import Counter
 
 import pytest
@@ -9,7 +7,7 @@ import redis as redis_client
 from transports import messages_in_redis, redis_database
 from worker import Transport, wait_for
 
-from tests.conftest import miss, require
+from tests.conftest import require
 from tests.servers import RedisSentinel, RedisServer, free_port
 
 TASKS = 50
@@ -59,19 +57,6 @@ def set_user(server, *rules):
     with redis_client.Redis.from_url(server.url) as client:
         user = ("SETUSER", USER, "reset", "on", f">{PASSWORD}", "~*", "&*", "+@all", *rules)
         client.execute_command("ACL", *user)
-
-
-@pytest.fixture
-def certificate(tmp_path):
-    """Paths of a certificate for 127.0.0.1, which is its own authority, and of its key."""
-    if shutil.which("openssl") is None:
-        miss("openssl")
-    paths = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-    command += ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
-    command += ["-out", str(paths[0]), "-keyout", str(paths[1])]
-    subprocess.run(command, check=True, capture_output=True)
-    return [str(path) for path in paths]
 
 
 def test_tls(run_tasks, certificate):

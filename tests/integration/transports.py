@@ -1,11 +1,15 @@
 """Transports and workers for the tests with a real `celery worker`: fixtures."""
 
+import shutil
+import subprocess
 from urllib.parse import urlsplit
 
 import pytest
 import redis as redis_client
 from celery.result import AsyncResult
 from worker import PATIENCE, Transport, Worker, wait_for
+
+from tests.conftest import miss
 
 # A result unsubscribes when it is collected, which may be long after the test,
 # when its server has gone.
@@ -105,3 +109,16 @@ def start_worker(tmp_path_factory):
         return Worker(transport, module, tmp_path, *args, **options)
 
     return start
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """Paths of a certificate for 127.0.0.1, which is its own authority, and of its key."""
+    if shutil.which("openssl") is None:
+        miss("openssl")
+    paths = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    command += ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    command += ["-out", str(paths[0]), "-keyout", str(paths[1])]
+    subprocess.run(command, check=True, capture_output=True)
+    return [str(path) for path in paths]
