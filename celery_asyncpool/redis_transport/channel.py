@@ -224,18 +224,22 @@ class Batching:
         self.shared.on_batch(len(taken.messages))
         self._ramp.on_batch(taken.is_more)
         self._may_have_more = taken.is_more
+        unreadable = 0
         for number, raw, is_stored in taken.messages:
             queue = pull.queues[number]
             self._queue_cycle.rotate(queue)
-            self._read(queue, raw, is_stored, pull.score)
+            try:
+                payload = loads(bytes_to_str(raw))
+            except Exception as exc:  # kombu's hooks may raise anything
+                # It would end the worker, as it does with kombu, or whoever restores it.
+                logger.critical("dropped an unreadable message: %s: %r: %r", queue, exc, raw)
+                unreadable += is_stored
+            else:
+                self._on_message(queue, payload, is_stored, pull.score)
+        if unreadable:
+            self._drop_unreadable(pull.score)
 
-    def _read(self, queue: str, raw: bytes, is_stored: bool, score: str) -> None:
-        try:
-            payload = loads(bytes_to_str(raw))
-        except ValueError as exc:
-            # Here kombu ends the worker. It comes again after the visibility timeout.
-            logger.critical("cannot read a message of %s: %r: %r", queue, exc, raw[:1000])
-            return
+    def _on_message(self, queue: str, payload: Any, is_stored: bool, score: str) -> None:
         tag = None
         if is_stored:
             tag = payload["properties"]["delivery_tag"]
@@ -243,6 +247,18 @@ class Batching:
         else:
             self._say("a message without the fields that kombu writes")
         self._arrived.append(Arrived(queue, payload, tag))
+
+    def _drop_unreadable(self, score: str) -> None:
+        """Remove from those of a batch what has not arrived: nobody knows the tags."""
+        for tag in self._tags_with(score):
+            if tag not in self.ledger.arriving:
+                self.qos._remove_from_indices(tag).execute()
+
+    def _tags_with(self, score: str) -> list[str]:
+        client: Any = redis.Redis(connection_pool=self.pool)  # one that knows no prefix
+        return [
+            bytes_to_str(tag) for tag in client.execute_command(*find_command(self._index, score))
+        ]
 
     # Handing over to kombu.
 
@@ -458,11 +474,9 @@ class Batching:
 
     def _restore_lost(self) -> None:
         """Give back what was on its way to this process when a connection broke."""
-        client: Any = redis.Redis(connection_pool=self.pool)  # one that knows no prefix
         while self._lost:
             score, tags = self._lost[0]
-            for raw in client.execute_command(*find_command(self._index, score)):
-                tag = bytes_to_str(raw)
+            for tag in self._tags_with(score):
                 if tags is None or tag in tags:
                     self.qos.restore_by_tag(tag)
             del self._lost[0]

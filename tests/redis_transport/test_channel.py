@@ -297,14 +297,17 @@ def test_message_of_another_producer(connect, redis, caplog):
     assert shared.info()["batching"]
 
 
-def test_message_that_cannot_be_read(connect, redis, caplog):
-    """It is named in the log, and the others go on."""
+@pytest.mark.parametrize("garbage", [b'"x": 0x1F, ', b'"x": NaN1, '])
+def test_message_that_cannot_be_read(connect, redis, caplog, garbage):
+    """It is named in the log and dropped; left to be restored it would stop all restores."""
     publish(connect(), "q", "good")
-    redis.rpush("q", redis.lindex("q", 0).replace(b'"properties"', b'"x": 0x1F, "properties"'))
+    raw = redis.lindex("q", 0).replace(b'"properties"', garbage + b'"properties"')
+    redis.rpush("q", raw.replace(b'"delivery_tag": "', b'"delivery_tag": "x'))
 
     assert Receiver(connect(), "q").drain(1) == ["good"]
 
-    assert "cannot read a message of q" in caplog.text
+    assert "dropped an unreadable message: q" in caplog.text
+    assert unacked(redis) == ["good"]
 
 
 # Acknowledging.
