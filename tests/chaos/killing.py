@@ -169,7 +169,7 @@ class Killing:
 
     def run(self, kills: int) -> Count:
         start = time.monotonic()
-        for _ in range(kills):
+        while self.count.kills < kills:
             self._round()
         self.count.seconds = round(time.monotonic() - start, 1)
         return self.count
@@ -179,7 +179,9 @@ class Killing:
         most = self._random.randint(1, MESSAGES) - len(self._there)
         before = self._random.choice([0, most])  # none: it is idle when the first one comes
         self._send(before)
-        with self._consumer():
+        # A second one takes from the first what that has not acknowledged.
+        second = self._consumer if self._random.random() < 0.2 else contextlib.nullcontext
+        with self._consumer(), second():
             if self._random.random() < 0.9:
                 self._wait(0.003)
             for _ in range(most - before):
@@ -187,7 +189,6 @@ class Killing:
                 if self._random.random() < 0.5:
                     time.sleep(self._random.uniform(0, 0.001))
             self._wait(self._random.choice([0.0005, 0.003, 0.015]))
-        self.count.kills += 1
         # A consumer that was killed while it gave messages back holds this.
         self._client.delete("unacked_mutex")
         self._check()
@@ -218,6 +219,7 @@ class Killing:
             os.close(read)
             os.kill(pid, signal.SIGKILL)
             status = os.waitpid(pid, 0)[1]
+            self.count.kills += 1
         if not os.WIFSIGNALED(status):
             raise RuntimeError(f"a consumer has ended by itself: {status}")
 
