@@ -2,7 +2,8 @@
 #
 #   make demo           see the pool work: needs no server
 #   make test           all tests, with the newest Celery
-#   make test-oldest    all tests, with the oldest versions that pyproject.toml allows
+#   make test-oldest    all tests, with the oldest versions that pyproject.toml allows, and
+#                       without asyncpool_redis_batching (BATCHING=on: with it)
 #   make lint types     ruff, mypy
 #   make soak           minutes of random tasks under random faults: make soak MINUTES=2
 #   make bench          the benchmarks, ten to fifteen minutes: see benchmarks/README.md
@@ -16,6 +17,8 @@ JOBS ?= 4
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 ARGS ?=
 MINUTES ?= 10
+# Of test-oldest: test has it on. Both ways of using Redis are tested so, in the time of one.
+BATCHING ?= off
 
 .PHONY: help demo test test-oldest lint types soak bench clean
 
@@ -31,7 +34,7 @@ test: .venv/dev.done
 
 test-oldest: .venv-oldest/dev.done
 	@tests/install_servers.sh
-	.venv-oldest/bin/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+	ASYNCPOOL_TEST_BATCHING=$(BATCHING) .venv-oldest/bin/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 lint: .venv/dev.done
 	.venv/bin/ruff check .

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import pickle
 import struct
-import sys
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -42,7 +41,6 @@ __all__ = [
     "encode",
     "encode_time",
     "loads",
-    "share_keys",
 ]
 
 HEADER = struct.Struct("!IBQ")
@@ -120,14 +118,6 @@ def dumps(value: Any) -> bytes:
 def loads(payload: bytes) -> Any:
     """Unpickle a payload; raises whatever its unpickling raises."""
     return pickle.loads(payload)
-
-
-def share_keys(value: dict[Any, Any]) -> dict[Any, Any]:
-    """Return a dict like *value* whose keys are the same objects in all such dicts.
-
-    Pickle makes new ones for each; of a request they are a third of its memory.
-    """
-    return {sys.intern(key) if type(key) is str else key: value[key] for key in value}
 
 
 class Framer:

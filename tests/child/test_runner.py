@@ -5,9 +5,9 @@ import socket
 
 import uvloop
 
-from celery_asyncpool.child.runner import Runner
+from celery_asyncpool.child.runner import Runner, share_keys
 from celery_asyncpool.child.threads import BodyThreads
-from celery_asyncpool.core.protocol import Framer, Kind, dumps, encode
+from celery_asyncpool.core.protocol import Framer, Kind, dumps, encode, loads
 from celery_asyncpool.pipe import Pipe
 
 started = []
@@ -66,3 +66,12 @@ def test_body_waits_for_its_ack_in_a_full_socket():
     assert early == []
     assert started == [7]
     assert kinds.index(Kind.ACK) < kinds.index(Kind.READY)
+
+
+def test_shared_keys():
+    """Dicts that came through the pipe have the same objects as keys, and all of their items."""
+    values = [{"a" * n: n for n in range(1, 5)} | {7: "x"} for _ in range(2)]
+    first, second = (share_keys(loads(dumps(value))) for value in values)
+
+    assert [first, second] == values
+    assert all(a is b for a, b in zip(first, second, strict=True))

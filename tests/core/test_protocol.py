@@ -269,14 +269,3 @@ def test_loads_of_garbage_does_not_break_the_stream():
     with pytest.raises(pickle.UnpicklingError):
         loads(first.payload)
     assert loads(second.payload) == (True, 3)
-
-
-def test_shared_keys():
-    """Dicts that came through the pipe have the same objects as keys, and all of their items."""
-    values = [{"a" * n: n for n in range(1, 5)} | {7: "x"} for _ in range(2)]
-    first, second = (
-        protocol.share_keys(protocol.loads(protocol.dumps(value))) for value in values
-    )
-
-    assert [first, second] == values
-    assert all(a is b for a, b in zip(first, second, strict=True))
