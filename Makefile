@@ -6,7 +6,7 @@
 #                       without asyncpool_redis_batching (BATCHING=on: with it)
 #   make lint types     ruff, mypy
 #   make soak           minutes of random tasks under random faults: make soak MINUTES=2
-#   make bench          the benchmarks, ten to fifteen minutes: see benchmarks/README.md
+#   make bench          the benchmarks, a quarter of an hour: see benchmarks/README.md
 #   make clean          remove the environments and caches
 #
 # Arguments for the program behind it: make demo ARGS="--tasks 200"
