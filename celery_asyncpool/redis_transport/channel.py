@@ -224,35 +224,26 @@ class Batching:
         self.shared.on_batch(len(taken.messages))
         self._ramp.on_batch(taken.is_more)
         self._may_have_more = taken.is_more
-        unreadable = 0
-        for number, raw, is_stored in taken.messages:
+        for number, raw, tag in taken.messages:
             queue = pull.queues[number]
             self._queue_cycle.rotate(queue)
-            try:
-                payload = loads(bytes_to_str(raw))
-            except Exception as exc:  # kombu's hooks may raise anything
-                # It would end the worker, as it does with kombu, or whoever restores it.
-                logger.critical("dropped an unreadable message: %s: %r: %r", queue, exc, raw)
-                unreadable += is_stored
+            if tag is None:
+                self._say("a message without the fields that kombu writes")
             else:
-                self._on_message(queue, payload, is_stored, pull.score)
-        if unreadable:
-            self._drop_unreadable(pull.score)
+                self.ledger.take(bytes_to_str(tag), pull.score)
+            self._read(queue, raw, None if tag is None else bytes_to_str(tag))
 
-    def _on_message(self, queue: str, payload: Any, is_stored: bool, score: str) -> None:
-        tag = None
-        if is_stored:
-            tag = payload["properties"]["delivery_tag"]
-            self.ledger.take(tag, score)
+    def _read(self, queue: str, raw: bytes, tag: str | None) -> None:
+        try:
+            payload = loads(bytes_to_str(raw))
+        except Exception as exc:  # kombu's hooks may raise anything
+            # It would end the worker, as it does with kombu, and stop each restore that
+            # comes to it.
+            logger.critical("dropped an unreadable message: %s: %r: %r", queue, exc, raw)
+            if tag is not None:
+                self.ledger.drop(tag)
         else:
-            self._say("a message without the fields that kombu writes")
-        self._arrived.append(Arrived(queue, payload, tag))
-
-    def _drop_unreadable(self, score: str) -> None:
-        """Remove from those of a batch what has not arrived: nobody knows the tags."""
-        for tag in self._tags_with(score):
-            if tag not in self.ledger.arriving:
-                self.qos._remove_from_indices(tag).execute()
+            self._arrived.append(Arrived(queue, payload, tag))
 
     def _tags_with(self, score: str) -> list[str]:
         client: Any = redis.Redis(connection_pool=self.pool)  # one that knows no prefix

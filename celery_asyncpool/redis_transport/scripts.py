@@ -24,11 +24,12 @@ __all__ = ["Taken", "ack_command", "find_command", "parse_taken", "take_command"
 #: through on a server without free memory, which is where taking is urgent.
 #:
 #: A message that cannot be stored as kombu would store it is popped and returned
-#: all the same; its number of the list is negative.
+#: all the same, without a tag.
 #:
 #: KEYS: unacked, unacked_index, all lists. ARGV: the score, messages at most, bytes
 #: after which no further one is taken, how many queues, whether they take turns.
-#: Returns whether there may be more, then numbers of lists and messages in turns.
+#: Returns whether there may be more, then by turns the number of a list, a message,
+#: and the delivery tag under which it is stored.
 TAKE = """
 local unacked, index = KEYS[1], KEYS[2]
 local score, most, room = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -83,8 +84,9 @@ while count < most and room > 0 do
     redis.call('ZADD', index, score, tag)
   end
   redis.call('RPOP', KEYS[2 + list])
-  taken[#taken + 1] = tag and list or -list
+  taken[#taken + 1] = list
   taken[#taken + 1] = message
+  taken[#taken + 1] = tag or false
   if turns then table.insert(order, table.remove(order, place)) end
   count = count + 1
   room = room - #message
@@ -119,8 +121,9 @@ return others
 class Taken(NamedTuple):
     """What one batch has brought."""
 
-    #: The number of the queue, the message, and whether it is stored in unacked.
-    messages: list[tuple[int, bytes, bool]]
+    #: The number of the queue, the message, and the tag under which it is stored in
+    #: unacked; None: it is not.
+    messages: list[tuple[int, bytes, bytes | None]]
     #: Whether the lists may have more: they have not been seen empty.
     is_more: bool
 
@@ -144,8 +147,8 @@ def take_command(
 def parse_taken(reply: Sequence[Any], queues: int) -> Taken:
     """Read the reply to it; *queues* as in the command."""
     messages = [
-        ((abs(number) - 1) % queues, message, number > 0)
-        for number, message in zip(reply[1::2], reply[2::2], strict=True)
+        ((number - 1) % queues, message, tag)
+        for number, message, tag in zip(reply[1::3], reply[2::3], reply[3::3], strict=True)
     ]
     return Taken(messages, bool(reply[0]))
 

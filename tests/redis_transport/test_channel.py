@@ -304,9 +304,11 @@ def test_message_that_cannot_be_read(connect, redis, caplog, garbage):
     raw = redis.lindex("q", 0).replace(b'"properties"', garbage + b'"properties"')
     redis.rpush("q", raw.replace(b'"delivery_tag": "', b'"delivery_tag": "x'))
 
-    assert Receiver(connect(), "q").drain(1) == ["good"]
+    receiver = Receiver(connect(), "q")
+    assert receiver.drain(1) == ["good"]
 
     assert "dropped an unreadable message: q" in caplog.text
+    receiver.settle(lambda: redis.hlen("unacked") == 1)
     assert unacked(redis) == ["good"]
 
 

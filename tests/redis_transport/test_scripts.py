@@ -79,10 +79,9 @@ class Model(RuleBasedStateMachine):
         taken = take(self.redis, lists, len(queues), score=score, most=most, turns=self.turns)
 
         names = list(queues)
-        for number, raw, is_stored in taken.messages:
-            assert is_stored
+        for number, raw, stored_as in taken.messages:
             queue, tag = self.pop(cycle)
-            assert (names[number], raw) == (queue, message(tag))
+            assert (names[number], raw, stored_as) == (queue, message(tag), tag.encode())
             self.unacked[tag] = score
             self.taken[worker][tag] = score
         assert taken.is_more is (len(taken.messages) == most)
@@ -173,7 +172,7 @@ def test_what_is_stored(redis, exchange, routing_key):
     raw = message("t\u00e4g", exchange, routing_key)
     redis.lpush("a", raw)
 
-    assert take(redis, ["a"], 1).messages == [(0, raw, True)]
+    assert take(redis, ["a"], 1).messages == [(0, raw, "t\u00e4g".encode())]
 
     [(tag, stored)] = redis.hgetall("unacked").items()
     assert tag.decode() == "t\u00e4g"
@@ -202,9 +201,9 @@ def test_foreign_message(redis, raw):
     taken = take(redis, ["a"], 1)
 
     assert taken.messages == [
-        (0, message("before"), True),
-        (0, raw, False),
-        (0, message("after"), True),
+        (0, message("before"), b"before"),
+        (0, raw, None),
+        (0, message("after"), b"after"),
     ]
     assert set(redis.hkeys("unacked")) == {b"before", b"after"}
 
