@@ -12,7 +12,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import kombu.pools
 from apps import atomic_files, recording
 from celery import Celery
 
@@ -81,6 +80,9 @@ class Client:
             result_expires=600,
             broker_heartbeat=0,  # nobody beats for a connection that waits in the pool
             broker_connection_timeout=PATIENCE,
+            # kombu keeps one pool for all that connect in the same way: without a name
+            # of its own a client gets connections that an earlier test has cut.
+            broker_transport_options={"client_properties": {"connection_name": uuid.uuid4().hex}},
         )
         if transport.folder is not None:
             self.app.conf.broker_transport_options = {
@@ -100,6 +102,7 @@ class Client:
         return self.s(task, *args).apply_async(**options)
 
     def close(self):
+        self.app.pool.force_close_all()
         self.app.close()
 
 
@@ -205,7 +208,6 @@ class Worker:
 
     def renew_client(self, *results):
         """Use new connections, since a test has cut the old ones; return *results* on them."""
-        kombu.pools.reset()  # shared by all apps of a process
         self.client = Client(self.transport, self.module)
         return [self.client.app.AsyncResult(result.id) for result in results]
 
