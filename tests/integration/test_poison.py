@@ -36,7 +36,7 @@ def test_poison_task(hub_transport, start_worker, tmp_path):
         assert len(worker.records("poisoned")) == 3
         assert {line["name"] for line in worker.records("ended")} == set(range(10))
         wait_for(lambda: len(worker.up_processes()) == 2, worker.tail)
-        assert worker.slots_in_use() == 0
+        wait_for(lambda: worker.slots_in_use() == 0, worker.tail)
         assert worker.client.send("pid").get(timeout=TIMEOUT) in worker.pool_pids()
 
 
