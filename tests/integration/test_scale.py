@@ -150,4 +150,4 @@ def test_scaling_while_processes_are_replaced(redis_transport, start_worker):
         assert all(result.get(timeout=TIMEOUT) for result in results)
         slots = worker.pool()["max-concurrency"]
         wait_for(lambda: processes_are(worker, min(slots, 4)), worker.tail)
-        assert worker.slots_in_use() == 0
+        wait_for(lambda: worker.slots_in_use() == 0, worker.tail)
