@@ -62,7 +62,7 @@ SWEEPS = {
     ),
     "slots-wait": Sweep(
         "await 1 s, two processes", "-c", (100, 500, 1000, 2500, 5000),
-        WORKLOADS["wait-1s-10000"], 0,
+        dataclasses.replace(WORKLOADS["wait-1s-10000"], least=200), 0,
     ),
     "processes-mixed": Sweep(
         "3 ms CPU + 30 ms await, 100 slots", "--processes", (1, 2, 4), WORKLOADS["mixed"], 100
