@@ -68,6 +68,9 @@ class Client:
 
     def __init__(self, transport, module):
         self.module = module
+        # kombu keeps one pool for all that connect in the same way: without a name
+        # of its own a client gets connections that an earlier test has cut.
+        self._own = {"client_properties": {"connection_name": uuid.uuid4().hex}}
         self.app = Celery(
             f"client-{module}",
             broker=transport.broker,
@@ -80,9 +83,7 @@ class Client:
             result_expires=600,
             broker_heartbeat=0,  # nobody beats for a connection that waits in the pool
             broker_connection_timeout=PATIENCE,
-            # kombu keeps one pool for all that connect in the same way: without a name
-            # of its own a client gets connections that an earlier test has cut.
-            broker_transport_options={"client_properties": {"connection_name": uuid.uuid4().hex}},
+            broker_transport_options=self._own,
         )
         if transport.folder is not None:
             self.app.conf.broker_transport_options = {
@@ -102,7 +103,9 @@ class Client:
         return self.s(task, *args).apply_async(**options)
 
     def close(self):
-        self.app.pool.force_close_all()
+        # A test that has set options of its own may share the pool with others.
+        if self.app.conf.broker_transport_options == self._own:
+            self.app.pool.force_close_all()
         self.app.close()
 
 
