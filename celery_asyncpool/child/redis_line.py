@@ -40,6 +40,7 @@ class RedisLine(asyncio.Protocol):
         self._unsent: list[bytes] = []
         #: Who has asked, how many replies they get, and those that have come.
         self._asked: deque[tuple[asyncio.Future[Answer], int, list[Reply]]] = deque()
+        #: When a reply has come, or the first question since all were answered.
         self._oldest = 0.0
         self._timer: asyncio.TimerHandle | None = None
         #: Of our own callbacks: who asks has one that would keep its job alive.
@@ -57,10 +58,13 @@ class RedisLine(asyncio.Protocol):
         if self.is_lost:
             future.set_result(None)
             return future
-        if not self._unsent:
-            self._loop.call_soon(self._write, context=self._context)
-        self._unsent += commands
+        if not self._asked:
+            self._oldest = self._loop.time()
         self._asked.append((future, len(commands), []))
+        is_first = not self._unsent
+        self._unsent += commands
+        if is_first:
+            self._loop.call_soon(self._write, context=self._context)
         return future
 
     def close(self) -> None:
@@ -76,11 +80,10 @@ class RedisLine(asyncio.Protocol):
         self.writes += 1
         self._transport.write(data)
         if self._timer is None and self._timeout:
-            self._oldest = self._loop.time()
             self._set_timer(self._timeout)
 
     def _look_at_clock(self) -> None:
-        """Give the connection up if no reply has come since the timer was set."""
+        """Give the connection up if a reply is overdue."""
         self._timer = None
         if not self._asked or self._timeout is None:
             return
