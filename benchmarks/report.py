@@ -156,8 +156,7 @@ def _provenance(session: dict[str, Any]) -> str:
     if not session["is_complete"]:
         quick += " **The run was ended early.**"
     return (
-        f"{session['date']}, commit {session['commit'][:12]}"
-        f"{'' if session['is_clean'] else ' with changes'}; {machine['cpus']} CPUs "
+        f"{session['date']}, {results.name_commit(session)}; {machine['cpus']} CPUs "
         f"({machine['cpu']}), {machine['memory'] / 2**30:.0f} GiB, {machine['system']} "
         f"{machine['kernel']}; load at the start {machine['load']:.1f}; {session['rounds']} "
         f"rounds of about {session['seconds']:g} s, {session['scenario_rounds']} of latency, "

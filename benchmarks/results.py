@@ -14,7 +14,7 @@ from typing import Any
 
 from .pools import usable_cpus
 
-__all__ = ["describe", "load", "new_path", "newest", "save"]
+__all__ = ["describe", "load", "name_commit", "new_path", "newest", "save"]
 
 FOLDER = Path(__file__).parent / "results"
 PACKAGES = (
@@ -25,10 +25,11 @@ PACKAGES = (
 
 def describe() -> dict[str, Any]:
     """Say on what machine, and with what, the figures are measured."""
+    changes = _git("status", "--porcelain", "--untracked-files=no")
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "HEAD"),
-        "is_clean": not _git("status", "--porcelain", "--untracked-files=no"),
+        "is_clean": None if changes is None else not changes,
         "machine": {
             "cpu": _cpu_model(),
             "cpus": usable_cpus(),
@@ -42,6 +43,13 @@ def describe() -> dict[str, Any]:
             **{name: found for name in PACKAGES if (found := _version(name))},
         },
     }
+
+
+def name_commit(data: dict[str, Any]) -> str:
+    """Say of which commit the figures of a session are, if it could tell."""
+    if data["commit"] is None:
+        return "an unknown commit"
+    return f"commit {data['commit'][:12]}{'' if data['is_clean'] else ' with changes'}"
 
 
 def new_path(is_quick: bool = False) -> Path:
@@ -86,10 +94,14 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _git(*args: str) -> str:
-    done = subprocess.run(
-        ["git", *args], cwd=FOLDER.parent, capture_output=True, text=True, check=False
-    )
+def _git(*args: str) -> str | None:
+    """Return what git says; None where there is none, or no repository that it would read."""
+    try:
+        done = subprocess.run(
+            ["git", *args], cwd=FOLDER.parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
     return done.stdout.strip()
 
 

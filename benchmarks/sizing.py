@@ -148,7 +148,7 @@ def report(data: dict[str, Any] | None) -> str:
     """Render what was saved."""
     if data is None:
         return "Not measured yet: run `python -m benchmarks.sizing`."
-    head = f"{data['date'][:10]}, commit {data['commit'][:12]}, {data['rounds']} rounds."
+    head = f"{data['date'][:10]}, {results.name_commit(data)}, {data['rounds']} rounds."
     return "\n\n".join((head, *map(table, data["sweeps"].values())))
 
 

@@ -13,7 +13,13 @@ SAMPLES = {"rate": 100.0, "cpu_per_1000": 2.0, "memory": 50 * 2**20}
 def test_report():
     """A table for each sweep, a line for each value, under the session's date and commit."""
     sweep = {"title": "await", "option": "-c", "samples": {"10": [SAMPLES], "20": [SAMPLES]}}
-    data = {"date": "2026-01-02T03:04:05", "commit": "c" * 40, "rounds": 1, "sweeps": {"a": sweep}}
+    data = {
+        "date": "2026-01-02T03:04:05",
+        "commit": "c" * 40,
+        "is_clean": True,
+        "rounds": 1,
+        "sweeps": {"a": sweep},
+    }
 
     text = sizing.report(data)
 
