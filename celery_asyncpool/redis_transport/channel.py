@@ -1,8 +1,9 @@
 """kombu's Redis channels, with batches.
 
 A channel asks for messages while its queues have any. When they are empty it
-arms a bell for each list, and asks again when one rings. It acknowledges what
-has come up since with the next turn of the loop. Neither waits for a reply.
+arms a bell for each list, and asks again when one rings; where others are faster,
+it leaves the bells alone for a moment. It acknowledges what has come up since with
+the next turn of the loop. Neither waits for a reply.
 
 Where something cannot be done so, kombu's own code does it.
 """
@@ -22,9 +23,8 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 from kombu.utils.scheduling import priority_cycle, round_robin_cycle, sorted_cycle
 
-from .ledger import Ledger, Lost, Ramp, Scores, Shared
+from .ledger import Contention, Ledger, Lost, Ramp, Scores, Shared
 from .lines import Bell, Line, Reply, is_refusal
-from .poller import PAUSE
 from .qos import QoS
 from .scripts import ack_command, find_command, parse_taken, take_command
 
@@ -44,6 +44,9 @@ MOST_ACKS = 1000
 #: Lists that one channel watches with a connection each.
 MOST_BELLS = 64
 
+#: Seconds without bells after one that could not be armed.
+PAUSE = 1.0
+
 #: Seconds of kombu's BRPOP before 5.7, where it is no attribute.
 BRPOP_TIMEOUT = 1
 
@@ -60,6 +63,8 @@ class Pull(NamedTuple):
 
     score: str
     queues: list[str]
+    #: Whether a bell was the reason.
+    is_answer: bool
 
 
 class Arrived(NamedTuple):
@@ -108,8 +113,12 @@ class Batching:
         self._lists: dict[str, list[str]] = {}
         self._may_have_more = True
         self._is_pulling = False
-        #: Until when no bell is armed, since one could not be.
-        self._pause_until = 0.0
+        self._has_rung = False
+        self._contention = Contention()
+        #: Until when no bell is armed, since others are faster.
+        self._away_until = 0.0
+        #: Until when no bell is armed, since one could not be: nothing tells of messages.
+        self._deaf_until = 0.0
         #: Whether this channel finishes what an earlier connection could not.
         self._is_heir = False
         self._is_broken = False
@@ -151,18 +160,20 @@ class Batching:
             self._list_queues()
         if not self.is_batching:
             return
-        if self.is_paused and time.monotonic() > self._pause_until:
-            self._pause_until = 0.0
+        now = time.monotonic()
+        if 0 < self._deaf_until <= now:
+            self._deaf_until = 0.0
             self._may_have_more = True
         if self._may_have_more:
             self._pull()
-        elif not self.is_paused:
+        elif now >= max(self._deaf_until, self._away_until):
             self._arm_bells()
 
-    @property
-    def is_paused(self) -> bool:
-        """Whether nothing will tell when a message comes."""
-        return self._pause_until > 0
+    def longest_wait(self) -> float | None:
+        """Return the seconds after which :meth:`feed` is to be called in any case, if it is."""
+        until = max(self._deaf_until, self._away_until)
+        now = time.monotonic()
+        return until - now if until > now else None
 
     def _update_queue_cycle(self) -> None:
         """The channel consumes other queues than before."""
@@ -193,7 +204,8 @@ class Batching:
         if size < 1 or not queues:
             return
         work = self._connected_work()
-        pull = Pull(SCORES.next_score(), queues)
+        pull = Pull(SCORES.next_score(), queues, self._has_rung)
+        self._has_rung = False
         by_priority = zip(*(self._lists[queue] for queue in queues), strict=True)
         command = take_command(
             self._unacked,
@@ -224,6 +236,8 @@ class Batching:
         self.shared.on_batch(len(taken.messages))
         self._ramp.on_batch(taken.is_more)
         self._may_have_more = taken.is_more
+        if pull.is_answer:
+            self._stay_away(self._contention.on_answer(len(taken.messages)))
         for number, raw, tag in taken.messages:
             queue = pull.queues[number]
             self._queue_cycle.rotate(queue)
@@ -232,6 +246,16 @@ class Batching:
             else:
                 self.ledger.take(bytes_to_str(tag), pull.score)
             self._read(queue, raw, None if tag is None else bytes_to_str(tag))
+
+    def _stay_away(self, seconds: float) -> None:
+        if seconds > 0:
+            self._away_until = time.monotonic() + seconds
+            self._turn_after(seconds)
+
+    def _turn_after(self, seconds: float) -> None:
+        """Let the hub turn then: in each turn whoever has room is fed."""
+        if self.connection.cycle.loop is not None:
+            self.connection.cycle.loop.call_later(seconds, _turn)
 
     def _read(self, queue: str, raw: bytes, tag: str | None) -> None:
         try:
@@ -305,7 +329,7 @@ class Batching:
         if reply.error is not None:
             self._on_bell_error(reply)
         elif reply.value is not None:
-            self._may_have_more = True
+            self._may_have_more = self._has_rung = True
         if self.is_batching and self.qos.can_consume():
             self.feed()
 
@@ -313,7 +337,8 @@ class Batching:
         if not is_refusal(reply.error):
             # Such as a server without free memory, to which moving means storing.
             logger.warning("Redis cannot tell when a message comes: %s", reply.error)
-            self._pause_until = time.monotonic() + PAUSE
+            self._deaf_until = time.monotonic() + PAUSE
+            self._turn_after(PAUSE)
             return
         has_blmove, self.shared.has_blmove = reply.to, False
         if not has_blmove:
@@ -527,6 +552,10 @@ class Batching:
     def _say(self, reason: str) -> None:
         if self.shared.fall_back(reason):
             logger.warning("Redis is used in kombu's way, message by message: %s", reason)
+
+
+def _turn() -> None:
+    """What a timer calls that is there to turn the hub."""
 
 
 class Channel(Batching, kombu_redis.Channel):  # type: ignore[misc]

@@ -8,15 +8,23 @@ A message is *arriving* from when its batch is read until kombu has it, then
 from __future__ import annotations
 
 import math
+import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-__all__ = ["FIRST", "MOST", "Carried", "Ledger", "Lost", "Ramp", "Scores", "Shared"]
+__all__ = [
+    *("FIRST", "LONGEST", "MOST", "SHORTEST"),
+    *("Carried", "Contention", "Ledger", "Lost", "Ramp", "Scores", "Shared"),
+]
 
 #: Messages of the first batch after the queues were empty, and of any.
 FIRST, MOST = 8, 64
+
+#: Seconds for which one who came too late stays away, at most: after the first time,
+#: and after many.
+SHORTEST, LONGEST = 0.002, 0.1
 
 #: Seconds in which a clock may stand still, or go back a little.
 RESOLUTION = 1.0
@@ -39,6 +47,32 @@ class Ramp:
     def on_batch(self, is_more: bool) -> None:
         """A batch has come; did it leave more behind?"""
         self._size = min(self._size * 2, MOST) if is_more else FIRST
+
+
+class Contention:
+    """How long a channel does not watch an empty list, since others do who are faster.
+
+    Redis tells all who watch a list of each message, and one of them gets it. If all
+    idle workers of a large fleet watched all the time, each message would cost each
+    of them a few commands. So whoever comes too late stays away for a random
+    time, twice as long as before; who gets a message, a quarter as long. A fleet comes to rest
+    where one look in three finds a message: about three watch at a time, however many there
+    are. One that is alone never stays away.
+    """
+
+    def __init__(self, uniform: Callable[[float, float], float] = random.uniform) -> None:
+        self._uniform = uniform
+        self._longest = 0.0
+
+    def on_answer(self, messages: int) -> float:
+        """A look after a ring has found *messages*; return the seconds to stay away."""
+        if not messages:
+            self._longest = min(max(2 * self._longest, SHORTEST), LONGEST)
+        elif self._longest <= SHORTEST:
+            self._longest = 0.0
+        else:
+            self._longest /= 4
+        return self._uniform(0, self._longest)
 
 
 class Scores:
@@ -177,6 +211,7 @@ class Shared:
         self.batches = 0
         self.messages = 0
         self.largest = 0
+        self.empty = 0
         #: Reasons to do it in kombu's way, and how often.
         self.fallbacks: dict[str, int] = {}
         #: Whether the server knows BLMOVE (Redis 6.2).
@@ -184,8 +219,10 @@ class Shared:
         self._carried: dict[str, Carried] = {}
 
     def on_batch(self, size: int) -> None:
-        """A batch has come; empty ones do not count."""
-        if size:
+        """A batch has come, which may be empty."""
+        if not size:
+            self.empty += 1
+        else:
             self.batches += 1
             self.messages += size
             self.largest = max(self.largest, size)
@@ -207,6 +244,7 @@ class Shared:
             info["reason"] = reason
         mean = round(self.messages / self.batches, 1) if self.batches else 0.0
         info["batches"] = self.batches
+        info["empty-batches"] = self.empty
         info["messages"] = self.messages
         info["messages-per-batch"] = {"mean": mean, "max": self.largest}
         info["fallbacks"] = dict(self.fallbacks)

@@ -8,13 +8,10 @@ import kombu.transport.redis
 
 from .lines import Line
 
-__all__ = ["PAUSE", "Poller"]
+__all__ = ["Poller"]
 
 #: Its stubs know little of it.
 kombu_redis: Any = kombu.transport.redis
-
-#: Seconds without bells after one that could not be armed.
-PAUSE = 1.0
 
 
 class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]
@@ -34,8 +31,9 @@ class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]
         for channel in tuple(self._channels):
             if channel.deliver_next():
                 return
-            if channel.is_paused:
-                timeout = PAUSE if timeout is None else min(timeout, PAUSE)
+            wait = channel.longest_wait()
+            if wait is not None:
+                timeout = wait if timeout is None else min(timeout, wait)
         super().get(callback, timeout)
 
     def _before_poll(self) -> None:

@@ -6,15 +6,17 @@ import contextlib
 import json
 import logging
 import time
+from types import SimpleNamespace
 
 import pytest
 from kombu import Connection
+from kombu.asynchronous import Hub, set_event_loop
 
-from celery_asyncpool.redis_transport import batched
-from celery_asyncpool.redis_transport.ledger import Shared
+from celery_asyncpool.redis_transport import batched, channel
+from celery_asyncpool.redis_transport.ledger import SHORTEST, Contention, Shared
 
 from ..servers import RedisServer
-from .conftest import Receiver, declare, publish, ready, unacked
+from .conftest import DATABASE, Receiver, declare, publish, ready, unacked
 
 SEP = "\x06\x16"
 
@@ -81,6 +83,78 @@ def test_idle_consumer_hears_of_a_message(connect, redis):
         assert receiver.drain(number)[-1] == number
 
     assert shared.info()["batches"] == 4
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The channels' clock, which goes on when it is told to."""
+    clock = SimpleNamespace(monotonic=lambda: clock.now, time=time.time, now=1000.0)
+    monkeypatch.setattr(channel, "time", clock)
+    return clock
+
+
+def watched(redis):
+    """How many lists are watched, by all clients together."""
+    clients = [client for client in redis.client_list() if client["db"] == str(DATABASE)]
+    return sum(client["cmd"] == "blmove" and "b" in client["flags"] for client in clients)
+
+
+def test_who_comes_too_late_stays_away(connect, redis, clock):
+    """So that not all workers of a fleet look for each message; then it watches again."""
+    shared = Shared()
+    publish(connect(), "q", 0)  # makes the queue
+    early, late = (Receiver(connect(shared), "q") for _ in range(2))
+    early.drain(1)
+    late.channel._contention = Contention(lambda low, high: high)
+    early.settle(lambda: watched(redis) == 4)
+    late.settle(lambda: watched(redis) == 8)
+
+    publish(connect(), "q", 1)
+    assert early.drain(2) == [0, 1]
+    late.settle(lambda: shared.info()["empty-batches"] == 2)  # at its start, and now
+    for message in early.messages:
+        message.ack()
+    early.connection.close()
+    late.turn()
+    assert watched(redis) == 3
+    publish(connect(), "q", 2)
+    late.turn()
+    assert late.payloads == []
+
+    clock.now += SHORTEST
+
+    assert late.drain(1) == [2]
+
+
+@pytest.fixture
+def hub():
+    hub = Hub()
+    set_event_loop(hub)
+    yield hub
+    set_event_loop(None)
+    hub.close()
+
+
+def test_a_fleet_in_the_hub(connect, hub):
+    """Each message arrives once, and the hub turns when those who stayed away come back."""
+    shared = Shared()
+    publisher = connect()
+    publish(publisher, "q")
+    receivers = [Receiver(connect(shared), "q") for _ in range(5)]
+    for receiver in receivers:
+        receiver.connection.register_with_event_loop(hub)
+    turns = hub.create_loop()
+    has_timer = False
+    for number in range(100):
+        publish(publisher, "q", number)
+        while sum(len(receiver.messages) for receiver in receivers) <= number:
+            next(turns)
+            has_timer |= any(entry.fun == channel._turn for *_, entry in hub.timer.queue)
+
+    got = [receiver.payloads for receiver in receivers]
+    assert sorted(number for payloads in got for number in payloads) == list(range(100))
+    assert shared.info()["empty-batches"] > len(receivers)
+    assert has_timer
 
 
 def test_the_wait_leaves_the_queue_as_it_is(connect, redis):

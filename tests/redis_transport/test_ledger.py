@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
+
 import pytest
 
-from celery_asyncpool.redis_transport.ledger import FIRST, MOST, Ledger, Ramp, Scores, Shared
+from celery_asyncpool.redis_transport.ledger import (
+    FIRST,
+    LONGEST,
+    MOST,
+    SHORTEST,
+    Contention,
+    Ledger,
+    Ramp,
+    Scores,
+    Shared,
+)
 
 
 def test_batches_grow_while_there_is_more():
@@ -24,6 +37,56 @@ def test_batches_grow_while_there_is_more():
 def test_batches_fit(room, size):
     """No more is taken than there is room for."""
     assert Ramp().next_size(room) == size
+
+
+def longest(low, high):
+    """The longest time that may be drawn."""
+    assert low == 0
+    return high
+
+
+def test_who_is_alone_watches_all_the_time():
+    """He finds a message whenever it rings."""
+    contention = Contention(longest)
+
+    assert [contention.on_answer(messages) for messages in (1, 8, 64)] == [0, 0, 0]
+
+
+def test_who_comes_too_late_stays_away():
+    """Twice as long each time, up to a bound; each success makes it shorter, until it is over."""
+    contention = Contention(longest)
+
+    late = [contention.on_answer(0) for _ in range(8)]
+    then = [contention.on_answer(1) for _ in range(4)]
+
+    assert late[:3] == [SHORTEST, 2 * SHORTEST, 4 * SHORTEST]
+    assert late == sorted(late)
+    assert late[-1] == LONGEST
+    assert then == [LONGEST / 4, LONGEST / 16, LONGEST / 64, 0]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5, 10, 30])
+def test_few_of_a_fleet_watch_at_a_time(workers):
+    """However many there are; all get their share, and messages hardly wait."""
+    rng = random.Random(1)
+    fleet = [Contention(rng.uniform) for _ in range(workers)]
+    back_at = [0.0] * workers
+    rings, waits, wins, gap = [], [], Counter(), 0.005
+    for number in range(4000):
+        sent = number * gap
+        now = max(sent, min(back_at))
+        watching = [worker for worker in range(workers) if back_at[worker] <= now]
+        winner = rng.choice(watching)
+        wins[winner] += 1
+        for worker in watching:
+            back_at[worker] = now + fleet[worker].on_answer(worker == winner)
+        rings.append(len(watching))
+        waits.append(now - sent)
+
+    assert sum(rings) / len(rings) <= 5
+    assert min(wins[worker] for worker in range(workers)) > len(rings) / workers / 3
+    assert max(waits) <= LONGEST
+    assert sum(waits) / len(waits) < gap / 2
 
 
 def test_scores_are_the_time():
@@ -155,6 +218,7 @@ def test_statistics():
     assert shared.info() == {
         "batching": True,
         "batches": 2,
+        "empty-batches": 1,
         "messages": 5,
         "messages-per-batch": {"mean": 2.5, "max": 4},
         "fallbacks": {"reason": 2},
