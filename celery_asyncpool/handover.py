@@ -27,6 +27,7 @@ class ChildOptions:
     block_warning: float
     lifespan_timeout: float
     redis_batching: bool
+    gc_threshold: int
     #: Whether the child is a fresh interpreter, with a copy of the app.
     is_spawned: bool = False
     #: Descriptors of the parent's that a forked child must not keep.

@@ -20,6 +20,7 @@ from .child.main import main
 from .core import protocol
 from .core.caps import Cap, Caps
 from .core.job import Callbacks, Job
+from .garbage import collect_less_often, restore_thresholds
 from .handover import ChildOptions
 from .lifespans import lifespans_of
 from .parent.adopted import become_subreaper
@@ -78,6 +79,7 @@ class Pool(BasePool):
         self._warn_of_unused_caps()
         self._prefetch = Prefetch()
         self._redis = RedisBatching(self.settings.redis_batching)
+        self._gc_thresholds = gc.get_threshold()
         self._job_ids = itertools.count(1)
         self._supervisor: Supervisor | None = None
         #: Celery's hub, or where its transport has none a thread with ours.
@@ -120,6 +122,7 @@ class Pool(BasePool):
                     block_warning=self.settings.block_warning,
                     lifespan_timeout=self.settings.lifespan_timeout,
                     redis_batching=self.settings.redis_batching,
+                    gc_threshold=self.settings.gc_threshold,
                     is_spawned=not self.forking_enable,
                 ),
                 start_timeout=self._start_timeout(),
@@ -141,6 +144,7 @@ class Pool(BasePool):
         atexit.register(self._supervisor.kill_all)
         worker_ready.connect(self._on_worker_ready)
         become_subreaper()
+        self._gc_thresholds = collect_less_often(self.settings.gc_threshold)
         gc.collect()
         gc.freeze()  # what is there now stays, and stays shared with all processes
         self._supervisor.maintain()
@@ -349,6 +353,7 @@ class Pool(BasePool):
         atexit.unregister(supervisor.kill_all)
         self._supervisor = self._hub = self._consumer = None
         self._redis.uninstall()
+        restore_thresholds(self._gc_thresholds)
         if self._thread is not None:
             self._thread.stop()
             self._thread = None

@@ -37,6 +37,8 @@ DEFAULT_THREADS = 32
 
 LOOPS = ("uvloop", "asyncio")
 
+DEFAULT_GC_THRESHOLD = 10_000
+
 BLOCKING_CALLS = ("warn", "error", "allow")
 
 
@@ -86,6 +88,9 @@ class Settings:
     caps: tuple[tuple[str, int], ...]
     #: ``asyncpool_redis_batching``: whether Redis is used in batches.
     redis_batching: bool
+    #: ``asyncpool_gc_threshold``: new objects after which the garbage collector looks
+    #: through them; 0: as Python, or the app, has set it.
+    gc_threshold: int
     #: ``worker_max_tasks_per_child``: tasks after which a process is replaced.
     max_tasks: int | None
     #: ``worker_max_memory_per_child``: KiB of resident memory above which it is.
@@ -125,6 +130,9 @@ class Settings:
             max_crashes=_whole_number(conf, "asyncpool_max_crashes", 3),
             caps=_caps(conf),
             redis_batching=_yes_or_no(conf, "asyncpool_redis_batching", True),
+            gc_threshold=_whole_number(
+                conf, "asyncpool_gc_threshold", DEFAULT_GC_THRESHOLD, least=0
+            ),
             max_tasks=_whole_number_or_none("worker_max_tasks_per_child", max_tasks),
             max_memory=_whole_number_or_none("worker_max_memory_per_child", max_memory),
             limits=_limits(soft_time_limit, time_limit),
@@ -166,9 +174,9 @@ def check_platform(platform: str = sys.platform) -> None:
         )
 
 
-def _whole_number(conf: Mapping[str, Any], name: str, default: int) -> int:
+def _whole_number(conf: Mapping[str, Any], name: str, default: int, *, least: int = 1) -> int:
     value = conf.get(name)
-    return default if value is None else _check_whole_number(name, value)
+    return default if value is None else _check_whole_number(name, value, least)
 
 
 def _yes_or_no(conf: Mapping[str, Any], name: str, default: bool) -> bool:
@@ -185,11 +193,11 @@ def _whole_number_or_none(name: str, value: Any) -> int | None:
     return None if value in (None, 0, "0") else _check_whole_number(name, value)
 
 
-def _check_whole_number(name: str, value: Any) -> int:
+def _check_whole_number(name: str, value: Any, least: int = 1) -> int:
     if isinstance(value, str) and value.strip().isdecimal():
         value = int(value)  # configuration that was read from the environment
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise BadSetting(f"{name} must be a whole number of at least 1, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise BadSetting(f"{name} must be a whole number of at least {least}, got {value!r}")
     return value
 
 

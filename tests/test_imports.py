@@ -43,6 +43,7 @@ SHARED = [
     "client",
     "cpus",
     "decorator",
+    "garbage",
     "handover",
     "leftovers",
     "lifespans",

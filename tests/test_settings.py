@@ -58,6 +58,7 @@ def test_settings_by_default():
         max_crashes=3,
         caps=(),
         redis_batching=True,
+        gc_threshold=10_000,
         max_tasks=None,
         max_memory=None,
         limits=Limits(None, None),
@@ -84,6 +85,7 @@ def test_settings_of_a_configured_app():
         asyncpool_max_crashes=5,
         asyncpool_limits={"proj.scrape": 2, "proj.pdf.*": "4"},
         asyncpool_redis_batching=False,
+        asyncpool_gc_threshold=50_000,
         worker_proc_alive_timeout=30,
     )
 
@@ -109,6 +111,7 @@ def test_settings_of_a_configured_app():
         max_crashes=5,
         caps=(("proj.scrape", 2), ("proj.pdf.*", 4)),
         redis_batching=False,
+        gc_threshold=50_000,
         max_tasks=1000,
         max_memory=200_000,
         limits=Limits(soft=20, hard=30),
@@ -274,6 +277,19 @@ def test_redis_batching_is_true_or_false(value):
         Settings.from_conf({"asyncpool_redis_batching": value}, slots=10)
 
 
+@pytest.mark.parametrize("value", [0, "0"])
+def test_gc_threshold_of_zero(value):
+    """It leaves the garbage collector alone."""
+    assert Settings.from_conf({"asyncpool_gc_threshold": value}, slots=10).gc_threshold == 0
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, True, False, "many"])
+def test_bad_gc_threshold(value):
+    """It is a number of objects."""
+    with pytest.raises(BadSetting, match="asyncpool_gc_threshold must be a whole number of at"):
+        Settings.from_conf({"asyncpool_gc_threshold": value}, slots=10)
+
+
 def test_caps_of_the_readme():
     """What README shows is a good setting."""
     [line] = re.findall(r"^app\.conf\.asyncpool_limits = .*$", README.read_text(), re.MULTILINE)
@@ -330,6 +346,7 @@ def test_limits_of_which_the_hard_one_comes_first():
         "asyncpool_loop",
         "asyncpool_max_crashes",
         "asyncpool_limits",
+        "asyncpool_gc_threshold",
         *SECONDS,
     ],
 )

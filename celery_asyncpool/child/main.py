@@ -15,6 +15,7 @@ from celery.utils.log import get_logger
 
 from .. import checkpoints
 from ..core.lifecycle import EX_BOOT
+from ..garbage import collect_less_often
 from ..handover import PROCESS_VARIABLE, ChildEnd, ChildOptions
 from ..leftovers import kill_leftovers
 from ..lifespans import LifespanError
@@ -60,6 +61,7 @@ def _start(app: Any, end: ChildEnd, options: ChildOptions) -> _Process:
     os.setpgid(0, 0)  # a Ctrl-C in the terminal reaches neither us nor our subprocesses
     forget_parent(options.close_fds)
     forget_pools()
+    collect_less_often(options.gc_threshold)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
 

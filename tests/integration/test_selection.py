@@ -1,5 +1,6 @@
 """The ways to select the pool, and its settings."""
 
+import gc
 import importlib.metadata
 import subprocess
 import sys
@@ -76,6 +77,17 @@ def test_settings(redis_transport, start_worker, how):
         assert name.startswith("asyncio")
 
 
+@pytest.mark.parametrize(
+    ("settings", "threshold"), [("", 10_000), ("asyncpool_gc_threshold=0", gc.get_threshold()[0])]
+)
+def test_gc_threshold(redis_transport, start_worker, settings, threshold):
+    """It holds in the main process and in the others; 0 leaves Python's."""
+    env = {"CONFIGURED": settings}
+    with start_worker(redis_transport, "configured", "-c", 2, "--processes", 1, env=env) as worker:
+        assert worker.client.send("gc_threshold").get(timeout=TIMEOUT) == threshold
+        assert [line["gc_threshold"] for line in worker.records("ready")] == [threshold]
+
+
 def test_more_processes_than_slots(redis_transport, start_worker):
     """There are never more processes than slots."""
     with start_worker(redis_transport, "configured", "-c", 2, "--processes", 8) as worker:
@@ -100,6 +112,7 @@ def test_spawn(redis_transport, start_worker):
         assert worker.client.send("add", 1, 2).get(timeout=TIMEOUT) == 3
         executed = [line["spawned"] for line in worker.records("init")]
         assert executed == [True, True]
+        assert worker.client.send("gc_threshold").get(timeout=TIMEOUT) == 10_000
 
 
 def run_worker(request, *args, env=None):

@@ -22,6 +22,7 @@ OPTIONS = ChildOptions(
     block_warning=0,
     lifespan_timeout=30.0,
     redis_batching=True,
+    gc_threshold=0,
 )
 
 

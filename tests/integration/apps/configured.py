@@ -1,6 +1,7 @@
 """An app with settings from the environment: `CONFIGURED`, or Django's with `DJANGO`."""
 
 import asyncio
+import gc
 import os
 
 from celery import signals
@@ -17,6 +18,17 @@ configure(app, "CONFIGURED")
 @signals.worker_process_init.connect
 def on_init(**kwargs):
     record("init", spawned=os.environ.get("FORKED_BY_MULTIPROCESSING") == "1")
+
+
+@signals.worker_ready.connect
+def on_ready(**kwargs):
+    record("ready", gc_threshold=gc.get_threshold()[0])
+
+
+@app.task
+async def gc_threshold():
+    """New objects after which the garbage collector looks."""
+    return gc.get_threshold()[0]
 
 
 @app.task
