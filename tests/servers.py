@@ -194,17 +194,22 @@ class RedisServer(Server):
 
 
 class RedisSentinel(RedisServer):
-    """A Sentinel, alone, that knows *server* as ``shop``."""
+    """A Sentinel, alone, that knows *server* as ``shop``.
 
-    def __init__(self, server: RedisServer) -> None:
+    After *down_after* seconds without an answer of it a replica takes over.
+    """
+
+    def __init__(self, server: RedisServer, down_after: float = 60.0) -> None:
         super().__init__()
         self._server = server
+        self._down_after = down_after
 
     def _command(self) -> list[str]:
         config = self.folder / "sentinel.conf"  # in which it keeps what it learns
         config.write_text(
             f"bind 127.0.0.1\nport {self.port}\ndir {self.folder}\n"
             f"sentinel monitor shop 127.0.0.1 {self._server.port} 1\n"
+            f"sentinel down-after-milliseconds shop {self._down_after * 1000:.0f}\n"
         )
         return [self.find() or self.program, str(config), "--sentinel"]
 

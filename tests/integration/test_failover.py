@@ -1,12 +1,14 @@
 """Another worker, or another broker, takes over."""
 
 import re
+import signal
 
 import pytest
-from transports import redis_database
+from redis import Redis
+from transports import messages_in_redis, redis_database
 from worker import Transport, wait_for
 
-from tests.servers import RedisServer
+from tests.servers import RedisSentinel, RedisServer
 
 TIMEOUT = 60
 OPTIONS = ("-c", 4, "--processes", 2)
@@ -90,3 +92,65 @@ def test_broker_failover(brokers, start_worker, tmp_path):
         gate.touch()
         assert running.get(timeout=TIMEOUT) == "held"
         assert worker.count("started", running) == 1
+
+
+@pytest.fixture
+def replicated(request):
+    """A Redis, its replica, and the Sentinel that knows both."""
+    request.getfixturevalue("redis_server")  # skips, or fails, where there is none
+    with (
+        RedisServer() as server,
+        RedisServer("--replicaof", f"127.0.0.1 {server.port}") as replica,
+        RedisSentinel(server, down_after=3) as sentinel,
+    ):
+        yield server, replica, sentinel
+
+
+def test_replica_takes_over(replicated, request, start_worker, tmp_path):
+    """Sentinel names the new Redis: what is running is acknowledged there, and new tasks run.
+
+    That is with batches: kombu's transport forgets the acks of the lost connection.
+    """
+    server, replica, sentinel = replicated
+    gate = tmp_path / "gate"
+    options = {"master_name": "shop"}
+    conf = f"broker_transport_options={options!r}; asyncpool_redis_batching=True"
+    url = f"sentinel://127.0.0.1:{sentinel.port}/0"
+    transport = Transport("redis", url, redis_database(request, 1))
+    worker = start_worker(
+        transport, "batches", "-c", 4, "--processes", 1, env={"BATCHES_CONF": conf}
+    )
+    with Redis.from_url(server.url) as old, Redis.from_url(replica.url) as new:
+        wait_for(lambda: new.info("replication")["master_link_status"] == "up", "a replica")
+        with Redis.from_url(sentinel.url) as asked:
+            wait_for(lambda: len(asked.sentinel_slaves("shop")) == 1, "Sentinel knows it")
+        worker.client.app.conf.broker_transport_options = options
+        with worker:
+            held = {worker.client.send("hold_late", str(gate)).id for _ in range(4)}
+            wait_for(lambda: runs_of(worker, "started") == held, worker.tail)
+            done = old.info("replication")["master_repl_offset"]
+            wait_for(
+                lambda: new.info("replication")["slave_repl_offset"] >= done, "the replica has it"
+            )
+
+            server.stop(signal.SIGKILL)
+            worker.wait_log("Connection to broker lost")
+            wait_for(lambda: address(sentinel) == replica.port, sentinel.log_tail)
+            gate.touch()
+
+            worker.renew_client()
+            worker.client.app.conf.broker_transport_options = options
+            more = {worker.client.send("late").id for _ in range(20)}
+            wait_for(lambda: runs_of(worker, "started") == held | more, worker.tail)
+            wait_for(lambda: messages_in_redis(new, transport.queue) == (0, 0, 0), worker.tail)
+            assert runs_of(worker, "ended") == held
+
+
+def address(sentinel):
+    """The port of the Redis that Sentinel names."""
+    with Redis.from_url(sentinel.url) as asked:
+        return asked.sentinel_get_master_addr_by_name("shop")[1]
+
+
+def runs_of(worker, what):
+    return {line["id"] for line in worker.records(what)}
