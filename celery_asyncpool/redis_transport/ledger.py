@@ -26,6 +26,9 @@ FIRST, MOST = 8, 64
 #: and after many.
 SHORTEST, LONGEST = 0.002, 0.1
 
+#: Not Python's own generator, which the app may have seeded, in all workers alike.
+SYSTEM_RANDOM = random.SystemRandom()
+
 #: Seconds in which a clock may stand still, or go back a little.
 RESOLUTION = 1.0
 
@@ -58,9 +61,11 @@ class Contention:
     time, twice as long as before; who gets a message, a quarter as long. A fleet comes to rest
     where one look in three finds a message: about three watch at a time, however many there
     are. One that is alone never stays away.
+
+    *uniform* draws a number between two others.
     """
 
-    def __init__(self, uniform: Callable[[float, float], float] = random.uniform) -> None:
+    def __init__(self, uniform: Callable[[float, float], float] = SYSTEM_RANDOM.uniform) -> None:
         self._uniform = uniform
         self._longest = 0.0
 
