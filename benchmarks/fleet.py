@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import multiprocessing
 import os
 import random
+import select
 import struct
 import time
 from collections.abc import Iterator
@@ -23,6 +25,7 @@ from kombu.asynchronous import Hub, set_event_loop
 from celery_asyncpool.redis_transport import batched
 
 from . import procfs
+from .processes import BenchmarkError
 from .servers import MemoryRedis
 from .stats import percentile
 from .tables import markdown
@@ -32,6 +35,10 @@ QUEUE = "fleet"
 RECORD = struct.Struct("=id")
 #: Messages before those that count: by then the fleet has settled.
 WARM_UP = 200
+#: So many records fit into a pipe that nobody reads while messages are published.
+MOST_MESSAGES = 5000
+#: Seconds without a record after which consumers are given up.
+PATIENCE = 60.0
 
 
 class Figures(NamedTuple):
@@ -58,17 +65,21 @@ def consume(number: int, url: str, batching: bool, records: int, ready: int) -> 
     if batching:
         batched(connection)
 
-    def on_message(message: Any) -> None:
-        message.ack()
-        os.write(records, RECORD.pack(number, time.monotonic() - message.payload))
-
-    consumer = connection.Consumer(Queue(QUEUE), on_message=on_message, prefetch_count=100)
+    consumer = connection.Consumer(
+        Queue(QUEUE), on_message=functools.partial(note, number, records), prefetch_count=100
+    )
     connection.register_with_event_loop(hub)
     consumer.consume()
     os.write(ready, b".")
     turns = hub.create_loop()
     while True:
         next(turns)
+
+
+def note(number: int, records: int, message: Any) -> None:
+    """Consumer *number* has got *message*."""
+    message.ack()
+    os.write(records, RECORD.pack(number, time.monotonic() - message.payload))
 
 
 @contextlib.contextmanager
@@ -85,7 +96,7 @@ def fleet(workers: int, url: str, batching: bool) -> Iterator[tuple[int, list[in
         for process in processes:
             process.start()
         for _ in processes:
-            os.read(is_ready, 1)
+            read(is_ready, 1)
         yield records, [process.pid for process in processes if process.pid]
     finally:
         for process in processes:
@@ -106,11 +117,18 @@ def publish(url: str, count: int, rate: float) -> None:
             producer.publish(time.monotonic(), routing_key=QUEUE)
 
 
+def read(fd: int, most: int) -> bytes:
+    """Read what consumers have written, which they do soon while they live."""
+    if not select.select([fd], [], [], PATIENCE)[0]:
+        raise BenchmarkError(f"the consumers have written nothing for {PATIENCE:.0f} s")
+    return os.read(fd, most)
+
+
 def receive(records: int, count: int) -> list[tuple[int, float]]:
     """Read so many records."""
     data = b""
     while len(data) < count * RECORD.size:
-        data += os.read(records, 1 << 16)
+        data += read(records, 1 << 16)
     return list(RECORD.iter_unpack(data))
 
 
@@ -161,6 +179,12 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=200.0, help="messages in a second (200)")
     parser.add_argument("--count", type=int, default=1000, help="messages (1000)")
     args = parser.parse_args()
+    if min(args.workers) < 1:
+        parser.error("--workers: numbers of at least 1")
+    if args.rate <= 0:
+        parser.error("--rate: more than 0")
+    if not 1 <= args.count <= MOST_MESSAGES:
+        parser.error(f"--count: 1 to {MOST_MESSAGES}")
     head = ["workers", "batches", "Redis ms", "workers ms", "p50 ms", "p99 ms", "most"]
     rows = [
         row(workers, batching, measure(workers, batching, args.rate, args.count))
