@@ -2,6 +2,7 @@
 
 import gc
 import importlib.metadata
+import os
 import subprocess
 import sys
 
@@ -86,6 +87,44 @@ def test_gc_threshold(redis_transport, start_worker, settings, threshold):
     with start_worker(redis_transport, "configured", "-c", 2, "--processes", 1, env=env) as worker:
         assert worker.client.send("gc_threshold").get(timeout=TIMEOUT) == threshold
         assert [line["gc_threshold"] for line in worker.records("ready")] == [threshold]
+
+
+#: A program that has a worker in itself, for a moment.
+EMBEDDED = """
+import gc, os, sys
+from celery import Celery, signals
+from celery.worker import state
+
+def say():  # not to the log, which a worker makes of standard output
+    print(gc.get_threshold()[0], file=sys.__stdout__, flush=True)
+
+@signals.worker_ready.connect
+def on_ready(**kwargs):
+    say()
+    state.should_stop = 0
+
+app = Celery(broker=os.environ["BROKER"])
+say()
+worker = app.Worker(
+    pool="celery_asyncpool:Pool", concurrency=1, hostname="embedded@test", queues=["embedded"]
+)
+worker.start()
+say()
+"""
+
+
+def test_gc_threshold_of_a_program_with_a_worker(redis_transport):
+    """When the worker has ended, the program's own number is back."""
+    env = {**os.environ, "BROKER": redis_transport.broker, "C_FORCE_ROOT": "1"}
+
+    done = subprocess.run(
+        [sys.executable, "-c", EMBEDDED], env=env, capture_output=True, text=True, timeout=TIMEOUT
+    )
+
+    assert done.returncode == 0, done.stderr
+    said = [int(line) for line in done.stdout.splitlines() if line.isdecimal()]
+    own = gc.get_threshold()[0]
+    assert said == [own, 10_000, own], done.stdout
 
 
 def test_more_processes_than_slots(redis_transport, start_worker):
