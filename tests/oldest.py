@@ -14,6 +14,9 @@ from pathlib import Path
 
 PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
 
+#: What users bring with them, and the pool works with: test dependencies of ours.
+INTEGRATIONS = ("django", "django-celery-results", "sentry-sdk")
+
 
 def lower_bounds(requirements: Iterable[str]) -> Iterator[str]:
     """Yield ``name==version`` for each requirement ``name>=version``.
@@ -29,9 +32,12 @@ def lower_bounds(requirements: Iterable[str]) -> Iterator[str]:
 
 
 def main() -> None:
-    """Print the lower bounds of what users install, extras included."""
-    project = tomllib.loads(PYPROJECT.read_text())["project"]
+    """Print the lower bounds of what users install, extras and integrations included."""
+    pyproject = tomllib.loads(PYPROJECT.read_text())
+    project = pyproject["project"]
     requirements = [*project["dependencies"]]
+    tests = pyproject["dependency-groups"]["tests"]
+    requirements += [one for one in tests if re.match(r"[\w.-]+", one)[0] in INTEGRATIONS]
     for extra in project["optional-dependencies"].values():
         requirements += extra
     sys.stdout.writelines(f"{bound}\n" for bound in lower_bounds(requirements))

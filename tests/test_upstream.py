@@ -20,11 +20,13 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import celery
+import django
 import kombu
 import pytest
 
 CELERY = tuple(map(int, celery.__version__.split(".")[:2]))
 KOMBU = tuple(map(int, kombu.__version__.split(".")[:2]))
+DJANGO = django.VERSION[:2]
 
 
 class Has(NamedTuple):
@@ -272,7 +274,11 @@ EXPECTED: tuple[Has | Calls | Sets | Frame, ...] = (
     Has("asgiref.sync:ThreadSensitiveContext", "Django: a thread for each job"),
     Has("celery.fixups.django:DjangoWorkerFixup.close_database", "Django: connections"),
     Has("django.db:close_old_connections", "Django: connections"),
-    Has("django.db.backends.postgresql.base:DatabaseWrapper._connection_pools", "Django: pools"),
+    Has(
+        "django.db.backends.postgresql.base:DatabaseWrapper._connection_pools",
+        "Django: pools",
+        DJANGO >= (5, 1),
+    ),
     # Python.
     Has("greenlet:greenlet.gr_context", "the tracer shares the job's context"),
     Has("asyncio:_get_running_loop", "guard, eager calls: whether a loop runs"),
