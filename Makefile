@@ -4,78 +4,98 @@
 #   make test           all tests, with the newest Celery
 #   make test-oldest    all tests, with the oldest versions that pyproject.toml allows, and
 #                       without asyncpool_redis_batching (BATCHING=on: with it)
+#   make test-python    all tests on another Python, found here or on Debian:
+#                       make test-python VERSION=3.14
 #   make lint types     ruff, mypy
 #   make soak           minutes of random tasks under random faults: make soak MINUTES=2
 #   make bench          the benchmarks, a quarter of an hour: see benchmarks/README.md
 #   make clean          remove the environments and caches
 #
 # Arguments for the program behind it: make demo ARGS="--tasks 200"
+# Another interpreter, with environments of its own: make test PYTHON=python3.14
 
 # Tests run side by side: they mostly wait.
 JOBS ?= 4
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+DEFAULT_PYTHON := $(shell command -v python3.11 || command -v python3)
+PYTHON ?= $(DEFAULT_PYTHON)
+VERSION ?= 3.14
 ARGS ?=
 MINUTES ?= 10
 # Of test-oldest: test has it on. Both ways of using Redis are tested so, in the time of one.
 BATCHING ?= off
 
-.PHONY: help demo test test-oldest lint types soak bench clean
+# An environment belongs to one interpreter: .venv, or .venv-3.14 of PYTHON=python3.14.
+ifneq ($(PYTHON),$(DEFAULT_PYTHON))
+SUFFIX := -$(shell $(PYTHON) -c "import sys; print('%d.%d' % sys.version_info[:2] + sys.abiflags)")
+ifeq ($(SUFFIX),-)
+$(error PYTHON=$(PYTHON) does not run: name an interpreter that does)
+endif
+endif
+# The folder in which environments are made.
+ENVIRONMENTS ?= .
+VENV := $(ENVIRONMENTS)/.venv$(SUFFIX)
+OLDEST := $(ENVIRONMENTS)/.venv-oldest$(SUFFIX)
+
+.PHONY: help demo test test-oldest test-python lint types soak bench clean
 
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
 
-demo: .venv/demo.done
-	@.venv/bin/python -m celery asyncpool demo $(ARGS)
+demo: $(VENV)/demo.done
+	@$(VENV)/bin/python -m celery asyncpool demo $(ARGS)
 
-test: .venv/dev.done
+test: $(VENV)/dev.done
 	@tests/install_servers.sh
-	.venv/bin/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
-test-oldest: .venv-oldest/dev.done
+test-oldest: $(OLDEST)/dev.done
 	@tests/install_servers.sh
-	ASYNCPOOL_TEST_BATCHING=$(BATCHING) .venv-oldest/bin/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+	ASYNCPOOL_TEST_BATCHING=$(BATCHING) $(OLDEST)/bin/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
-lint: .venv/dev.done
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
+test-python:
+	@tests/python.sh $(VERSION)
 
-types: .venv/dev.done
-	.venv/bin/mypy
+lint: $(VENV)/dev.done
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 
-soak: .venv/dev.done
+types: $(VENV)/dev.done
+	$(VENV)/bin/mypy
+
+soak: $(VENV)/dev.done
 	@tests/install_servers.sh
-	.venv/bin/python -m tests.soak --minutes $(MINUTES) $(ARGS)
+	$(VENV)/bin/python -m tests.soak --minutes $(MINUTES) $(ARGS)
 
-bench: .venv/bench.done
+bench: $(VENV)/bench.done
 	@tests/install_servers.sh
-	.venv/bin/python -m benchmarks $(ARGS)
+	$(VENV)/bin/python -m benchmarks $(ARGS)
 
 clean:
-	rm -rf .venv .venv-oldest .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # Environments. A .done file says that its packages are installed.
 
-.venv/pip.done .venv-oldest/pip.done: %/pip.done:
+$(VENV)/pip.done $(OLDEST)/pip.done: %/pip.done:
 	$(PYTHON) -m venv $*
 	$*/bin/python -m pip install --quiet --upgrade "pip>=25.1"  # knows --group
 	@touch $@
 
-.venv/demo.done: pyproject.toml | .venv/pip.done
-	.venv/bin/python -m pip install --quiet --editable ".[demo]"
+$(VENV)/demo.done: pyproject.toml | $(VENV)/pip.done
+	$(VENV)/bin/python -m pip install --quiet --editable ".[demo]"
 	@touch $@
 
-.venv/dev.done: pyproject.toml | .venv/pip.done
-	.venv/bin/python -m pip install --quiet --editable ".[demo,redis]" --group dev
+$(VENV)/dev.done: pyproject.toml | $(VENV)/pip.done
+	$(VENV)/bin/python -m pip install --quiet --editable ".[demo,redis]" --group dev
 	@touch $@
 
-.venv/bench.done: .venv/dev.done
-	.venv/bin/python -m pip install --quiet --group bench
+$(VENV)/bench.done: $(VENV)/dev.done
+	$(VENV)/bin/python -m pip install --quiet --group bench
 	@touch $@
 
-.venv-oldest/dev.done: pyproject.toml tests/oldest.py | .venv-oldest/pip.done
-	.venv-oldest/bin/python tests/oldest.py > .venv-oldest/constraints.txt
-	.venv-oldest/bin/python -m pip install --quiet --editable ".[demo,redis]" --group tests \
-	    --constraint .venv-oldest/constraints.txt
+$(OLDEST)/dev.done: pyproject.toml tests/oldest.py | $(OLDEST)/pip.done
+	$(OLDEST)/bin/python tests/oldest.py > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --quiet --editable ".[demo,redis]" --group tests \
+	    --constraint $(OLDEST)/constraints.txt
 	@touch $@

@@ -1,17 +1,22 @@
 #!/bin/bash
 # Install the servers, and the browser, that the tests start for themselves, where that is
 # possible: as root on Debian or Ubuntu. Elsewhere say what is missing; its tests are skipped.
+# ASYNCPOOL_TEST_WITHOUT="chromium postgresql": not these.
 set -eu
+
+is_wanted() {
+    [[ " ${ASYNCPOOL_TEST_WITHOUT:-} " != *" $1 "* ]]
+}
 
 missing=()
 command -v redis-server >/dev/null || missing+=(redis-server)
 { [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || command -v rabbitmq-server >/dev/null; } ||
     missing+=(rabbitmq-server)
-command -v chromium >/dev/null || command -v chromium-browser >/dev/null ||
+! is_wanted chromium || command -v chromium >/dev/null || command -v chromium-browser >/dev/null ||
     command -v google-chrome >/dev/null || missing+=(chromium)
 # Django's tests run on it where there is one, and on SQLite everywhere.
 optional=()
-compgen -G "/usr/lib/postgresql/*/bin/postgres" >/dev/null || command -v postgres >/dev/null ||
+! is_wanted postgresql || compgen -G "/usr/lib/postgresql/*/bin/postgres" >/dev/null || command -v postgres >/dev/null ||
     optional+=(postgresql)
 [ ${#missing[@]} -gt 0 ] || [ ${#optional[@]} -gt 0 ] || exit 0
 
