@@ -40,9 +40,9 @@ from kombu.transport import memory
 
 from . import eager
 from .child.django_threads import DjangoThreads, django_threads
-from .child.jobcontext import JobContext, job_entered, job_of_task, remember_tasks
+from .child.jobcontext import JobContext, job_entered, job_of_task
 from .child.lifespans import ProcessLifespans
-from .child.main import new_loop
+from .child.loop import new_loop
 from .child.runner import as_celery_expects
 from .settings import Settings
 
@@ -264,7 +264,6 @@ class _Bodies:
 
     def _new_loop(self) -> asyncio.AbstractEventLoop:
         self.loop = new_loop(self._settings.loop)
-        remember_tasks(self.loop)
         return self.loop
 
     async def _live(self) -> None:

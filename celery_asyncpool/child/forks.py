@@ -15,10 +15,9 @@ from typing import Any
 
 from billiard import context, current_process, process
 
-__all__ = ["LEFT_TO_PARENT", "allow_forks"]
+from .parent_signals import LEFT_TO_PARENT
 
-#: Signals of which a worker process takes no notice: its parent says when to go.
-LEFT_TO_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+__all__ = ["allow_forks"]
 
 
 def allow_forks() -> None:

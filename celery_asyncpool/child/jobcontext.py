@@ -9,11 +9,12 @@ that the body starts, and ``asyncio.to_thread``.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable, Iterator
+import gc
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import Context, ContextVar
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 from celery._state import _task_stack  # type: ignore[attr-defined]
 from celery.utils.threads import get_ident
@@ -23,14 +24,25 @@ if TYPE_CHECKING:
 
 __all__ = [
     "JobContext",
+    "LoopSettings",
     "current_job",
     "enter_job",
     "follow_jobs",
     "follow_task_stack",
     "job_entered",
     "job_of_task",
-    "remember_tasks",
 ]
+
+
+@dataclass(slots=True)
+class LoopSettings:
+    """What a job has set of the event loop, for itself; see :mod:`.loop`."""
+
+    task_factory: Callable[..., Any] | None = None
+    #: Whether it has: None means asyncio's own tasks.
+    has_task_factory: bool = False
+    executor: Any = None
+    exception_handler: Callable[..., Any] | None = None
 
 
 class JobContext:
@@ -42,14 +54,18 @@ class JobContext:
         "deferred",
         "in_body",
         "job_id",
+        "loop_settings",
+        "payload",
         "retry_is_stored",
         "retrying_thread",
         "terminating",
         "who",
     )
 
-    def __init__(self, job_id: int) -> None:
+    def __init__(self, job_id: int, payload: bytes | None = None) -> None:
         self.job_id = job_id
+        #: What is to be called; None once it has begun.
+        self.payload = payload
         #: The task's name and id, for the log.
         self.who = "?"
         #: Starts, times and ends the job's body; see :mod:`.cancel`.
@@ -64,6 +80,8 @@ class JobContext:
         self.retrying_thread: int | None = None
         #: The backend has RETRY already, which the tracer is about to store.
         self.retry_is_stored = False
+        #: What it has set of the loop; None: nothing.
+        self.loop_settings: LoopSettings | None = None
         #: Arguments of the ``send_task`` calls that wait for the body's end.
         self.deferred: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
@@ -91,33 +109,23 @@ def job_entered(job: JobContext) -> Iterator[None]:
         _current_job.reset(token)
 
 
-#: The jobs of asyncio tasks, where Python does not tell a task's context (3.11).
-_jobs_of_tasks: WeakKeyDictionary[asyncio.Task[Any], JobContext] = WeakKeyDictionary()
-
-
-def remember_tasks(loop: asyncio.AbstractEventLoop) -> None:
-    """Make :func:`job_of_task` work for the tasks that bodies start on *loop*."""
-    if not hasattr(asyncio.Task, "get_context"):
-        loop.set_task_factory(_new_task)
-
-
 def job_of_task(task: asyncio.Task[Any] | None) -> JobContext | None:
     """Return the job for which *task* was started; callable from any thread."""
-    if task is None:
-        return None
+    context = _context_of(task) if task is not None else None
+    return context.get(_current_job) if context is not None else None
+
+
+def _context_of(task: asyncio.Task[Any]) -> Context | None:
+    """The context of *task*; None where it does not tell."""
     if hasattr(task, "get_context"):
-        return task.get_context().get(_current_job)  # type: ignore[no-any-return]
-    return _jobs_of_tasks.get(task)
-
-
-def _new_task(
-    loop: asyncio.AbstractEventLoop, coro: Any, context: Context | None = None
-) -> asyncio.Task[Any]:
-    task: asyncio.Task[Any] = asyncio.Task(coro, loop=loop, context=context)
-    job = _current_job.get() if context is None else context.get(_current_job)
-    if job is not None:
-        _jobs_of_tasks[task] = job
-    return task
+        return task.get_context()  # type: ignore[no-any-return]
+    # Python 3.11 shows it to the garbage collector only, as the first of what
+    # a task refers to. A task factory that kept a record of all tasks could be
+    # replaced by anybody, and would cost something for each of them.
+    own = getattr(task, "_context", None)  # a task that is written in Python
+    if own is not None:
+        return own  # type: ignore[no-any-return]
+    return next((r for r in gc.get_referents(task) if isinstance(r, Context)), None)
 
 
 def _ident() -> Hashable:

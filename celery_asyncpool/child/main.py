@@ -7,7 +7,6 @@ import faulthandler
 import os
 import signal
 import sys
-from types import FrameType
 from typing import Any
 
 from celery.concurrency.prefork import process_destructor, process_initializer
@@ -22,17 +21,19 @@ from ..lifespans import LifespanError
 from ..pipe import Pipe
 from . import offload, tasks, trace
 from .django_threads import backend_class, django_threads, forget_pools, keep_fixup_off_loop
-from .forks import LEFT_TO_PARENT, allow_forks
+from .forks import allow_forks
 from .inherited import forget_parent
-from .jobcontext import follow_task_stack, job_of_task, remember_tasks
+from .jobcontext import follow_task_stack, job_of_task
 from .lifespans import ProcessLifespans
+from .loop import new_loop
 from .orphan import ORPHAN_GRACE, OrphanGuard
+from .parent_signals import ParentSignals, take_back_signals
 from .runner import Runner
 from .tasks import RunCall
 from .threads import BodyThreads
 from .watchdog import Watchdog
 
-__all__ = ["main", "new_loop"]
+__all__ = ["main"]
 
 logger = get_logger(__name__)
 
@@ -72,9 +73,7 @@ def _start(app: Any, end: ChildEnd, options: ChildOptions) -> _Process:
     # make blocking calls there that Django refuses while one does.
     process_initializer(app, options.hostname)
     _take_back_sigchld()
-    # SIGHUP comes to a stopped process when its parent dies, with a SIGCONT.
-    for signum in LEFT_TO_PARENT:
-        signal.signal(signum, _leave_it_to_the_parent)
+    take_back_signals()
     allow_forks()
     OrphanGuard(end.sock.fileno()).start()
     # The parent asks with SIGUSR1 where a blocked loop is; answered in C, so
@@ -114,13 +113,6 @@ def _take_back_sigchld() -> None:
     )
 
 
-def _leave_it_to_the_parent(signum: int, frame: FrameType | None) -> None:
-    """Do nothing: the parent says when to go, also when a whole group is signalled.
-
-    A function, not SIG_IGN, which every subprocess would inherit.
-    """
-
-
 def _flush_monitoring() -> None:
     """Send what Sentry holds: its hook in Celery's own child is not on our way."""
     sentry = sys.modules.get("sentry_sdk")
@@ -141,7 +133,6 @@ class _Process:
     ) -> None:
         self.loop = new_loop(options.loop)
         asyncio.set_event_loop(self.loop)
-        remember_tasks(self.loop)
         trace.bind_loop(self.loop)
         self.cancel_grace = options.cancel_grace
         self.lifespan_timeout = options.lifespan_timeout
@@ -154,6 +145,7 @@ class _Process:
         self.threads = BodyThreads(options.threads)
         self.runner = Runner(app, runs, self.loop, pipe, self.threads, options.cancel_grace)
         self.runner.django = django_threads(options.threads)
+        self.runner.signals = ParentSignals(self.loop)
         if options.block_warning > 0:
             self.runner.watchdog = Watchdog(
                 self.loop,
@@ -248,12 +240,3 @@ class _Process:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=LEFTOVER_GRACE)
-
-
-def new_loop(name: str) -> asyncio.AbstractEventLoop:
-    """A loop of the kind that ``asyncpool_loop`` names."""
-    if name == "uvloop":
-        import uvloop
-
-        return uvloop.new_event_loop()
-    return asyncio.new_event_loop()

@@ -12,7 +12,9 @@ import asyncio
 import functools
 import sys
 import time
+from asyncio import Task  # as it is now: a body may put another in its place
 from collections import deque
+from contextvars import copy_context
 from typing import Any
 
 from billiard.common import human_status
@@ -32,6 +34,7 @@ from .cancel import BodyControl, BodyStopped
 from .django_threads import DjangoThreads
 from .jobcontext import JobContext, enter_job
 from .offload import redis_counters
+from .parent_signals import ParentSignals
 from .tasks import RunCall
 from .threads import BodyThreads
 from .trace import drive
@@ -79,9 +82,13 @@ class Runner:
         self.watchdog: Watchdog | None = None
         #: Where jobs use Django's ORM; see :mod:`.django_threads`.
         self.django: DjangoThreads | None = None
-        self._running: dict[int, tuple[JobContext, asyncio.Task[None]]] = {}
+        #: Looks after handlers that bodies have set; see :mod:`.parent_signals`.
+        self.signals: ParentSignals | None = None
+        self._running: dict[int, tuple[JobContext, asyncio.Task[bytes]]] = {}
         #: Accepted jobs and how many bytes must have left before each may start.
-        self._accepting: deque[tuple[int, JobContext, bytes]] = deque()
+        self._accepting: deque[tuple[int, JobContext]] = deque()
+        #: What all jobs' contexts begin as: no job sees what another has set.
+        self._context = copy_context()
         self._flush_scheduled = False
         self._writing = False
         self._draining = False
@@ -119,7 +126,7 @@ class Runner:
         """Whether any job is running."""
         return bool(self._running)
 
-    def abort_all(self) -> list[asyncio.Task[None]]:
+    def abort_all(self) -> list[asyncio.Task[bytes]]:
         """End all jobs, which then report nothing; return what to wait for.
 
         A body that is being cancelled already is not disturbed in its cleaning up.
@@ -146,8 +153,8 @@ class Runner:
         for message in messages:
             if message.kind is Kind.TASK:
                 self.pipe.write(protocol.encode_time(Kind.ACK, message.job_id, now))
-                job = JobContext(message.job_id)
-                self._accepting.append((self.pipe.written, job, message.payload))
+                job = JobContext(message.job_id, message.payload)
+                self._accepting.append((self.pipe.written, job))
             elif message.kind is Kind.CANCEL:
                 self._terminate(message.job_id)
             elif message.kind is Kind.DRAIN:
@@ -162,15 +169,22 @@ class Runner:
     def _start_accepted(self) -> None:
         accepting = self._accepting
         while accepting and accepting[0][0] <= self.pipe.sent:
-            _, job, payload = accepting.popleft()
-            task = self.loop.create_task(self._run(job, payload))
-            self._running[job.job_id] = job, task
+            _, job = accepting.popleft()
+            self._start(job)
             if self.watchdog is not None:
                 self.watchdog.wake()
 
+    def _start(self, job: JobContext) -> None:
+        # Not `create_task`: whatever makes the tasks of bodies has no say in ours.
+        task: asyncio.Task[bytes] = Task(
+            self._run(job), loop=self.loop, name=job.who, context=self._context.copy()
+        )
+        self._running[job.job_id] = job, task
+        task.add_done_callback(functools.partial(self._on_end, job))
+
     def _terminate(self, job_id: int) -> None:
         """End the body of one job; it may not have started, or have ended already."""
-        for _, job, _ in self._accepting:
+        for _, job in self._accepting:
             if job.job_id == job_id:
                 job.terminating = True
                 return
@@ -182,7 +196,10 @@ class Runner:
 
     # One job.
 
-    async def _run(self, job: JobContext, payload: bytes) -> None:
+    async def _run(self, job: JobContext) -> bytes:
+        """Run one job and return its READY frame."""
+        payload, job.payload = job.payload, None
+        assert payload is not None
         enter_job(job)
         orm = self.django.enter() if self.django is not None else None
         try:
@@ -193,16 +210,30 @@ class Runner:
                 control.clock.terminate(time.monotonic())
                 raise BodyStopped(None)
             value = await self._call(target, args, kwargs)
-            ready = self._encode(job.job_id, True, value)
+            return self._encode(job.job_id, True, value)
         except BaseException as exc:
             # Whatever a job raises is its own end: SystemExit must not end the
             # loop, and a cancelled job must still tell that its slot is free.
+            return self._encode_error(job, exc)
+        finally:
+            if orm is not None:
+                orm.leave()
+
+    def _on_end(self, job: JobContext, task: asyncio.Task[bytes]) -> None:
+        """The asyncio task of *job* has ended, whatever has ended it: so has the job."""
+        del self._running[job.job_id]
+        if job.payload is not None and not job.aborted:
+            # A stranger has cancelled it before its first step (a body that
+            # cancels all that is on the loop): nothing of it has happened.
+            self._start(job)
+            return
+        try:
+            ready = task.result()
+        except BaseException as exc:
             ready = self._encode_error(job, exc)
-        if orm is not None:
-            orm.leave()
         if job.control is not None:
             job.control.close()
-        del self._running[job.job_id]
+        job.loop_settings = None
         self._send(ready)
 
     def _control(self, job: JobContext, args: Any, limits: Limits) -> BodyControl:
@@ -217,6 +248,8 @@ class Runner:
             on_stuck=functools.partial(self._on_stuck, job.job_id),
         )
         job.control.task = asyncio.current_task()
+        assert job.control.task is not None
+        job.control.task.set_name(job.who)
         return job.control
 
     def _on_started(self, job_id: int) -> None:
@@ -283,6 +316,8 @@ class Runner:
 
     def _flush_turn(self) -> None:
         self._flush_scheduled = False
+        if self.signals is not None:
+            self.signals.take_back()
         if self._status() != self._reported:
             self._write_status()
         elif self._report_timer is None and redis_counters() != self._reported_counters:

@@ -5,6 +5,7 @@ import socket
 
 import uvloop
 
+from celery_asyncpool.child.jobcontext import JobContext
 from celery_asyncpool.child.runner import Runner, share_keys
 from celery_asyncpool.child.threads import BodyThreads
 from celery_asyncpool.core.protocol import Framer, Kind, dumps, encode, loads
@@ -66,6 +67,35 @@ def test_body_waits_for_its_ack_in_a_full_socket():
     assert early == []
     assert started == [7]
     assert kinds.index(Kind.ACK) < kinds.index(Kind.READY)
+
+
+async def cancel_before_first_step(parent, theirs):
+    loop = asyncio.get_running_loop()
+    threads = BodyThreads(2)
+    runner = Runner(None, {}, loop, Pipe(theirs), threads, grace=1.0)
+    before = asyncio.all_tasks()
+    runner._start(JobContext(7, dumps((body, (7,), {}, None, None))))
+    for task in asyncio.all_tasks() - before:
+        task.cancel()
+    framer = Framer()
+    ready = []
+    while not ready:
+        messages = framer.feed(await loop.sock_recv(parent, 65536))
+        ready = [loads(message.payload) for message in messages if message.kind is Kind.READY]
+    threads.shutdown()
+    return ready
+
+
+def test_job_that_is_cancelled_before_its_first_step():
+    """A body that cancels all that is on the loop does not end what was accepted just now."""
+    started.clear()
+    parent, theirs = socket.socketpair()
+    parent.setblocking(False)
+    with parent, theirs, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        ready = runner.run(asyncio.wait_for(cancel_before_first_step(parent, theirs), 20))
+
+    assert started == [7]
+    assert ready == [(True, (False, "done", 0.0))]
 
 
 def test_shared_keys():
