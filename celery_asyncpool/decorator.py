@@ -29,11 +29,11 @@ if TYPE_CHECKING:
         """A task with an ``async def`` body: to call it gives a coroutine, its results are R."""
 
         def __call__(  # type: ignore[override]
-            self, *args: P.args, **kwargs: P.kwargs
+            self, /, *args: P.args, **kwargs: P.kwargs
         ) -> Coroutine[Any, Any, R]: ...
 
         def run(  # type: ignore[override]
-            self, *args: P.args, **kwargs: P.kwargs
+            self, /, *args: P.args, **kwargs: P.kwargs
         ) -> Coroutine[Any, Any, R]: ...
 
 

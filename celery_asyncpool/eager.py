@@ -86,7 +86,7 @@ _thread = _Thread()
 # What task authors call.
 
 
-async def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+async def call(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """Await an eager call: ``await call(task.apply, args=(1,))``.
 
     *function* is anything of Celery's that calls tasks eagerly: ``task.apply``,
@@ -136,7 +136,7 @@ def uninstall() -> None:
 
 def _eager(original: Callable[..., Any]) -> Any:
     @functools.wraps(original)
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def method(self: Any, /, *args: Any, **kwargs: Any) -> Any:
         return apply(self, functools.partial(original, self), *args, **kwargs)
 
     method._celery_asyncpool = original  # type: ignore[attr-defined]
@@ -146,7 +146,7 @@ def _eager(original: Callable[..., Any]) -> Any:
 # For overrides of ``Task.apply``.
 
 
-def apply(task: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def apply(task: Any, original: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """Call *original*, the ``apply`` of *task*'s parent class, so that it runs async bodies.
 
     Raises :exc:`EagerCallError` where an async body calls another async task
@@ -234,7 +234,7 @@ class _Call:
         functools.update_wrapper(self, function)
         self.function = function
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         awaiter = _thread.awaiter
         if awaiter is None or awaiter.is_busy:
             return self.function(*args, **kwargs)  # not for an eager tracer
@@ -265,7 +265,7 @@ def _wrap_custom_call(cls: type) -> None:
 
 def _custom_call(method: Callable[..., Any]) -> Any:
     @functools.wraps(method)
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self: Any, /, *args: Any, **kwargs: Any) -> Any:
         value = method(self, *args, **kwargs)
         awaiter = _thread.awaiter
         if awaiter is None or awaiter.is_busy or not inspect.isawaitable(value):

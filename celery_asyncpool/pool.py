@@ -63,7 +63,7 @@ class Pool(BasePool):
     #: still expire or be revoked.
     uses_semaphore = True
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, /, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         check_platform()
         self.settings = Settings.from_conf(
@@ -268,7 +268,7 @@ class Pool(BasePool):
         if semaphore is not None:
             semaphore.value = max(semaphore.initial_value - self._started.slots_taken, 0)
 
-    def maintain_pool(self, *args: Any, **kwargs: Any) -> None:
+    def maintain_pool(self, /, *args: Any, **kwargs: Any) -> None:
         """Replace processes that are missing, now rather than within a second."""
         self._in_hub(self._started.maintain)
 

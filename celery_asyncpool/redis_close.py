@@ -28,7 +28,7 @@ def survive_second_close() -> None:
 
 def _checked(connparams: Any) -> Any:
     @functools.wraps(connparams)
-    def _connparams(channel: Any, *args: Any, **kwargs: Any) -> Any:
+    def _connparams(channel: Any, /, *args: Any, **kwargs: Any) -> Any:
         if channel.connection.client is None:
             raise ConnectionError("the connection to Redis was closed before its channel")
         return connparams(channel, *args, **kwargs)

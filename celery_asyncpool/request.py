@@ -144,7 +144,7 @@ def finish_async_errbacks() -> None:
 
 def _finished_here(call: Any, pid: int) -> Any:
     @functools.wraps(call)
-    def __call__(signature: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(signature: Any, /, *args: Any, **kwargs: Any) -> Any:
         value = call(signature, *args, **kwargs)
         is_here = os.getpid() == pid and asyncio._get_running_loop() is None
         return _finish(value) if is_here else value

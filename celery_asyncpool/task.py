@@ -45,12 +45,12 @@ class AsyncTask(Base[P, R]):
         check_hook(cls, app.conf.task_soft_time_limit)
         return bound
 
-    def apply(self, *args: Any, **kwargs: Any) -> EagerResult[R]:
+    def apply(self, /, *args: Any, **kwargs: Any) -> EagerResult[R]:
         """As ``Task.apply``, for ``async def`` bodies too; see :func:`.eager.apply`."""
         result: EagerResult[R] = eager.apply(self, super().apply, *args, **kwargs)
         return result
 
-    async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+    async def adelay(self, /, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
         """``delay`` for async code: returns when the broker has the message."""
         return await self.aapply_async(args, kwargs)
 
@@ -79,7 +79,7 @@ class AsyncTask(Base[P, R]):
         """``update_state`` for async code: returns when the backend has the state."""
         await call_in_thread(self.update_state, task_id, state, meta, **kwargs)
 
-    async def aretry(self, *args: Any, **kwargs: Any) -> Retry:
+    async def aretry(self, /, *args: Any, **kwargs: Any) -> Retry:
         """``retry`` for async bodies: ``raise await self.aretry(countdown=5)``.
 
         In the pool the message leaves when the body has ended and RETRY is stored:

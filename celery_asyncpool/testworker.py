@@ -472,7 +472,7 @@ class _Consumer(Consumer):
 
     task_consumer: Any
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, /, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.strategies = _Strategies(self)
 

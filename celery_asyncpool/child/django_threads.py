@@ -90,7 +90,7 @@ def forget_pools() -> None:
 class DjangoBackend(OffloadedBackend):
     """Ends, by Django's rules, the connections that its calls have used in their threads."""
 
-    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    def _call(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
         try:
             return super()._call(name, *args, **kwargs)
         finally:

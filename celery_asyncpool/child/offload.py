@@ -114,7 +114,7 @@ def redis_counters() -> dict[str, float]:
     return _stores.counters() if _stores is not None else {}
 
 
-def offload(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def offload(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """Call *function*, which may block, and return its result.
 
     In a tracer's greenlet it runs in a thread and the loop goes on meanwhile.
@@ -186,7 +186,7 @@ class OffloadedBackend:
                     return _stores.call(*call, **options)
         return offload(self._call, *call, **options)
 
-    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    def _call(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
         """In the thread: call the method of the thread's own backend."""
         backend = self._current()
         if backend is self:  # a thread-safe backend is shared by all threads
@@ -223,7 +223,7 @@ def _defers(job: JobContext | None) -> bool:
 
 def _offloaded(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
-    def apply_async(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def apply_async(self: Any, /, *args: Any, **kwargs: Any) -> Any:
         if _defers(current_job()):
             return method(self, *args, **kwargs)
         return offload(method, self, *args, **kwargs)
@@ -238,7 +238,7 @@ class _SendTask:
         self.real = real
         functools.update_wrapper(self, real)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         job = current_job()
         if job is not None and _defers(job):
             job.deferred.append((args, kwargs))
@@ -258,7 +258,7 @@ class RetryAfterBody:
         self.retry = retry
         functools.update_wrapper(self, retry)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         job = current_job()
         if job is None or not (on_loop_thread() or can_settle()):
             return self.retry(*args, **kwargs)  # in a thread that may outlive the body
@@ -311,7 +311,7 @@ def _unless_stored(method: Callable[..., Any]) -> Callable[..., Any]:
     """For the tracer, which comes second."""
 
     @functools.wraps(method)
-    def mark_as_retry(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def mark_as_retry(self: Any, /, *args: Any, **kwargs: Any) -> Any:
         job = current_job()
         if job is not None and job.retry_is_stored:
             return None

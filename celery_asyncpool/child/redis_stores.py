@@ -82,7 +82,7 @@ class RedisStores:
             "redis_elsewhere": self._elsewhere,
         }
 
-    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+    def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
         """In a tracer: call the *method* of the backend, which stores one result.
 
         Raises :exc:`Elsewhere` where that cannot be done here.

@@ -36,7 +36,7 @@ class SettledCall:
         functools.update_wrapper(self, function)  # copies its attributes, ours come last
         self.function = function
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return settle(self.function(*args, **kwargs))
 
 
@@ -49,7 +49,7 @@ class RunCall(SettledCall):
         #: Whether the task's jobs need no thread: the loop awaits their bodies.
         self.is_async = has_async_body(task)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         job = current_job()
         if job is None or job.in_body or not can_settle():
             # Not the tracer: somebody calls the task directly.
@@ -81,11 +81,11 @@ class OutermostCall(SettledCall):
         super().__init__(function)
         self.task = task
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return call_for_tracer(self.task, self.function, *args, **kwargs)
 
 
-def call_for_tracer(task: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def call_for_tracer(task: Any, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """Call *function*, and show the tracer what the pool has decided of a body in it."""
     try:
         value = settle(function(*args, **kwargs))
@@ -198,7 +198,7 @@ def _outermost_method(method: Callable[..., Any]) -> Callable[..., Any]:
     is_body = inspect.iscoroutinefunction(inspect.unwrap(method))
 
     @functools.wraps(method)
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self: Any, /, *args: Any, **kwargs: Any) -> Any:
         job = current_job()
         if is_body and job is not None and can_settle():
             call = functools.partial(method, self, *args, **kwargs)

@@ -33,7 +33,7 @@ class BodyThreads:
         """Threads that run a body right now; further jobs wait for one."""
         return min(self._jobs, self.limit)
 
-    async def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    async def run(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Call *function* in a thread, in a copy of the caller's context."""
         context = copy_context()
         self._jobs += 1

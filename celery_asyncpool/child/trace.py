@@ -71,7 +71,7 @@ def on_loop_thread() -> bool:
     return asyncio._get_running_loop() is not None
 
 
-async def drive(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+async def drive(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """Run *function* in a :class:`Tracer` and await what it waits for.
 
     Returns its return value, or raises what it raises.
@@ -95,7 +95,7 @@ async def drive(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         del tracer
 
 
-def call_in_thread(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def call_in_thread(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """Call *function* in the running thread, where :func:`settle` may block.
 
     For threads of the pool that run Celery's own code: a whole tracer, or what

@@ -93,10 +93,10 @@ class GuardedSend:
         #: Seen also where something else has been put around this.
         self.is_guarded = True
 
-    def __call__(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        check_publish(self.app, name)
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        check_publish(self.app, args[0] if args else kwargs.get("name", "?"))
         send = self._own or functools.partial(self.app.__class__.send_task, self.app)
-        return send(name, *args, **kwargs)
+        return send(*args, **kwargs)
 
 
 def check_publish(app: Any, name: str) -> None:
@@ -157,7 +157,7 @@ def _would_wait(result: Any) -> bool:
 
 def _guarded_wait(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
-    def wait(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def wait(self: Any, /, *args: Any, **kwargs: Any) -> Any:
         _check_wait(self)
         return method(self, *args, **kwargs)
 

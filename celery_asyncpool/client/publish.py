@@ -73,7 +73,7 @@ async def publish(app: Any, call: Callable[[], T]) -> T:
         raise
 
 
-async def call_in_thread(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+async def call_in_thread(function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
     """Call *function*, which may block, in order with what the caller publishes."""
     future = await _submit(_backend_threads, functools.partial(function, *args, **kwargs))
     try:

@@ -22,7 +22,7 @@ class Transports:
     #: A subclass for each worker has its own.
     shared = Shared()
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, /, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.cycle = Poller()
 

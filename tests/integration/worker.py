@@ -94,7 +94,7 @@ class Client:
                 "polling_interval": 0.02,
             }
 
-    def s(self, task, *args, **kwargs):
+    def s(self, task, /, *args, **kwargs):
         """A signature of *task*."""
         return self.app.signature(f"{self.module}.{task}", args=args, kwargs=kwargs)
 
