@@ -14,6 +14,8 @@ must accept ``**kwargs``, and are held weakly unless connected with ``weak=False
 from __future__ import annotations
 
 import inspect
+import weakref
+from collections.abc import Iterator
 from typing import Any
 
 from celery import signals
@@ -21,9 +23,11 @@ from celery.utils.dispatch import Signal
 from celery.utils.log import get_logger
 
 __all__ = [
+    "TRACER_SIGNALS",
     "asyncpool_process_started",
     "asyncpool_process_stopped",
     "asyncpool_process_stopping",
+    "is_async",
     "warn_of_async_receivers",
 ]
 
@@ -40,26 +44,57 @@ asyncpool_process_stopping = Signal(name="asyncpool_process_stopping", providing
 #: The lifespans are closed; the loop still runs.
 asyncpool_process_stopped = Signal(name="asyncpool_process_stopped", providing_args=_ARGUMENTS)
 
-#: Celery's own signals of worker processes, sent while no loop runs, and ours instead.
-_INSTEAD: tuple[tuple[Any, Any], ...] = (
-    (signals.worker_process_init, asyncpool_process_started),
-    (signals.worker_process_shutdown, asyncpool_process_stopping),
+#: Sent by a task's tracer in its process, which awaits their async receivers.
+TRACER_SIGNALS: tuple[Any, ...] = (
+    signals.task_prerun,
+    signals.task_postrun,
+    signals.task_success,
+    signals.task_failure,
+    signals.task_retry,
+    signals.task_internal_error,
 )
+
+#: Celery's own signals of worker processes, sent while no loop runs, and ours instead.
+_INSTEAD: dict[str, Any] = {
+    "worker_process_init": asyncpool_process_started,
+    "worker_process_shutdown": asyncpool_process_stopping,
+}
 
 
 def warn_of_async_receivers() -> None:
-    """Name in the log each async receiver of a signal of Celery's: nobody awaits it."""
-    for celerys, ours in _INSTEAD:
-        for receiver in celerys._live_receivers(None):
-            if _is_async(receiver):
-                logger.warning(
-                    "%r is an `async def` receiver of %s, which Celery calls and nobody "
-                    "awaits: it does nothing. Connect it to celery_asyncpool.signals.%s",
-                    receiver,
-                    celerys.name,
-                    ours.name,
-                )
+    """Name in the log each async receiver of a signal of Celery's that nobody awaits."""
+    for signal in vars(signals).values():
+        if isinstance(signal, Signal) and signal not in TRACER_SIGNALS:
+            for receiver in _receivers(signal):
+                if is_async(receiver):
+                    _warn(signal, receiver)
 
 
-def _is_async(receiver: Any) -> bool:
-    return inspect.iscoroutinefunction(inspect.unwrap(receiver))
+def _warn(signal: Any, receiver: Any) -> None:
+    instead = _INSTEAD.get(signal.name)
+    advice = (
+        f"Connect it to celery_asyncpool.signals.{instead.name}"
+        if instead is not None
+        else "Make it a plain function"
+    )
+    logger.warning(
+        "%r is an `async def` receiver of %s, which Celery calls and nobody awaits: "
+        "it does nothing. %s",
+        receiver,
+        signal.name,
+        advice,
+    )
+
+
+def _receivers(signal: Any) -> Iterator[Any]:
+    """All live receivers of *signal*, for whatever sender."""
+    for _, receiver in list(signal.receivers):
+        live = receiver() if isinstance(receiver, weakref.ReferenceType) else receiver
+        if live is not None:
+            yield live
+
+
+def is_async(receiver: Any) -> bool:
+    """Whether a call of *receiver* gives a coroutine, as far as can be seen."""
+    call = getattr(type(receiver), "__call__", None)  # noqa: B004
+    return inspect.iscoroutinefunction(receiver) or inspect.iscoroutinefunction(call)

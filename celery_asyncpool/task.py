@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from celery import Task
 
-from . import checkpoints, eager
+from . import checkpoints, eager, oncommit
 from .client import guard
 from .client.publish import call_in_thread, publish
 from .softlimits import check_hook
@@ -68,6 +68,39 @@ class AsyncTask(Base[P, R]):
         call = functools.partial(self.apply_async, args, kwargs, **options)  # type: ignore[arg-type]
         result: AsyncResult[R] = await _publish(self.app, call)
         return result
+
+    def delay_on_commit(self, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Django: ``delay`` when the transaction is committed, at once where there is none."""
+        oncommit.call_on_commit(self, functools.partial(self.delay, *args, **kwargs))
+
+    def apply_async_on_commit(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        """Django: as :meth:`delay_on_commit`, with the options of ``apply_async``."""
+        oncommit.call_on_commit(self, self._call_later(args, kwargs, options))
+
+    async def adelay_on_commit(self, *args: P.args, **kwargs: P.kwargs) -> None:
+        """:meth:`delay_on_commit` for async code.
+
+        Async code has no transaction of its own: without one that surrounds it, as that
+        of a test, the message has left when this returns.
+        """
+        await oncommit.acall_on_commit(self, functools.partial(self.delay, *args, **kwargs))
+
+    async def aapply_async_on_commit(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        """As :meth:`adelay_on_commit`, with the options of ``apply_async``."""
+        await oncommit.acall_on_commit(self, self._call_later(args, kwargs, options))
+
+    def _call_later(self, args: Any, kwargs: Any, options: Any) -> Callable[[], Any]:
+        return functools.partial(self.apply_async, args, kwargs, **options)
 
     async def aupdate_state(
         self,

@@ -49,19 +49,32 @@ class Order(models.Model):
 """,
 }
 
+#: Django's own test runner, where there is no pytest.
+RUN = """
+import sys
+
+sys.modules["pytest"] = sys.modules["_pytest"] = None
+from django.core.management import execute_from_command_line
+
+execute_from_command_line()
+"""
+
 #: More than README.md has, in the same project.
 MORE_TESTS = '''
 import asyncio
 import gc
 import threading
+import time
 import unittest
 import warnings
+from contextlib import suppress
 
 from asgiref.sync import sync_to_async
 from celery import shared_task
-from celery_asyncpool import eager
+from celery_asyncpool import AsyncTask, eager
 from celery_asyncpool.testing import start_worker
-from django.db import connection
+from django.core.exceptions import SynchronousOnlyOperation
+from django.db import connection, transaction
 from django.test import TestCase, TransactionTestCase
 
 from proj.celery import app
@@ -114,7 +127,72 @@ class EagerTest(TestCase):
         self.assertIsNotNone(connection.connection)
 
 
+@app.task(base=AsyncTask, bind=True)
+async def write(self, price):
+    await Order.objects.acreate(price=price)
+
+
+@app.task(base=AsyncTask, bind=True)
+async def order_and_write(self, price):
+    """Publishes in a transaction, outside of one, and in one that is rolled back."""
+    await sync_to_async(self.order_in_transaction)(price)
+    await write.adelay_on_commit(price + 1)
+    await write.aapply_async_on_commit([price + 2], countdown=0)
+    with suppress(ZeroDivisionError):
+        await sync_to_async(self.order_in_vain)(price + 3)
+
+
+class Orders:
+    @transaction.atomic
+    def order_in_transaction(self, price):
+        write.delay_on_commit(price)
+        write.apply_async_on_commit([price])
+        assert not Order.objects.filter(price=price).exists()
+
+    @transaction.atomic
+    def order_in_vain(self, price):
+        write.delay_on_commit(price)
+        1 / 0
+
+
+order_and_write.order_in_transaction = Orders().order_in_transaction
+order_and_write.order_in_vain = Orders().order_in_vain
+
+
+class OnCommitTest(TestCase):
+    """An AsyncTask publishes on commit, as DjangoTask does."""
+
+    def setUp(self):
+        self.addCleanup(setattr, app.conf, "task_always_eager", False)
+        app.conf.task_always_eager = True
+
+    def test_sync(self):
+        with self.captureOnCommitCallbacks(execute=True) as callbacks:
+            write.delay_on_commit(7)
+            self.assertFalse(Order.objects.exists())
+        self.assertEqual(len(callbacks), 1)
+        self.assertEqual(Order.objects.get().price, 7)
+
+    async def test_async_waits_for_the_surrounding_transaction(self):
+        await write.adelay_on_commit(7)
+        await write.aapply_async_on_commit([8])
+        self.assertFalse(await Order.objects.aexists())
+
+    async def test_sync_call_on_a_loop_names_the_async_one(self):
+        with self.assertRaisesRegex(SynchronousOnlyOperation, "adelay_on_commit"):
+            write.delay_on_commit(7)
+
+
 class WorkerTest(TransactionTestCase):
+    def test_on_commit(self):
+        with start_worker(app):
+            order_and_write.delay(10).get(timeout=60)
+            deadline = time.monotonic() + 60
+            while Order.objects.count() < 4 and time.monotonic() < deadline:
+                time.sleep(0.02)
+        prices = sorted(order.price for order in Order.objects.all())
+        self.assertEqual(prices, [10, 10, 11, 12])
+
     def test_many(self):
         Order.objects.bulk_create([Order(price=n) for n in range(20)])
         pks = [order.pk for order in Order.objects.all()]
@@ -142,7 +220,7 @@ def test_readme_as_it_is_written_and_more(tmp_path):
         path.write_text(content)
 
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "django", "test", "-v2", "-p", "test*.py", "shop"],
+        [sys.executable, "-W", "error", "-c", RUN, "test", "-v2", "-p", "test*.py", "shop"],
         cwd=tmp_path,
         env={
             **{k: v for k, v in os.environ.items() if not k.startswith("CELERY")},
@@ -155,6 +233,6 @@ def test_readme_as_it_is_written_and_more(tmp_path):
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Ran 10 tests" in done.stderr, done.stderr
+    assert "Ran 14 tests" in done.stderr, done.stderr
     for word in ("ResourceWarning", "RuntimeWarning", "Exception ignored"):
         assert word not in done.stderr, done.stderr

@@ -47,6 +47,7 @@ SHARED = [
     "handover",
     "leftovers",
     "lifespans",
+    "oncommit",
     "pipe",
     "prefetch",
     "redis_close",
@@ -61,7 +62,7 @@ SHARED = [
 ]
 
 #: What uses all the others.
-ABOVE = {"cli", "demo", "eager", "pool", "testing", "testworker"}
+ABOVE = {"cli", "demo", "eager", "pool", "pytest_plugin", "testing", "testworker"}
 
 
 class Import(NamedTuple):

@@ -147,13 +147,34 @@ def test_suite_without_celery_pays_nothing(tmp_path):
         "import sys\n"
         "def test_it():\n"
         "    names = {name for name in sys.modules if name.startswith('celery_asyncpool.')}\n"
-        "    assert names == {'celery_asyncpool.testing'}\n"
+        "    assert names == {'celery_asyncpool.testing', 'celery_asyncpool.pytest_plugin'}\n"
         "    assert not {'celery', 'kombu', 'asyncio', 'uvloop'} & sys.modules.keys()\n"
     )
 
     done = run_pytest(tmp_path, "celery_asyncpool.testing", "")
 
     assert outcomes(done) == {"passed": 1}, done.stdout
+
+
+def test_without_pytest():
+    """Other test runners import it, and its worker runs, where no pytest is installed."""
+    script = (
+        "import sys\n"
+        "sys.modules['pytest'] = sys.modules['_pytest'] = None\n"
+        "from celery import Celery\n"
+        "from celery_asyncpool.testing import start_worker\n"
+        "app = Celery('alone')\n"
+        "@app.task\n"
+        "async def double(number):\n"
+        "    return 2 * number\n"
+        "with start_worker(app):\n"
+        "    assert double.delay(3).get(timeout=60) == 6\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
+    )
+
+    assert done.returncode == 0, done.stderr
 
 
 def test_readme_as_it_is_written(tmp_path):

@@ -1,6 +1,7 @@
 """``AsyncTask`` without servers."""
 
 import asyncio
+import sys
 
 import pytest
 from celery import Celery
@@ -53,6 +54,24 @@ def test_errors_of_a_call(app):
 
     with pytest.raises(TypeError):
         asyncio.run(add.adelay(1))
+
+
+def test_on_commit_without_django(app, monkeypatch):
+    """What needs Django's transactions says so, and what to use in its place."""
+    monkeypatch.setitem(sys.modules, "django.db", None)
+
+    @app.task(shared=False)
+    def add(x, y):
+        return x + y
+
+    with pytest.raises(RuntimeError, match="no Django"):
+        add.delay_on_commit(1, 2)
+    with pytest.raises(RuntimeError, match="no Django"):
+        add.apply_async_on_commit((1, 2))
+    with pytest.raises(RuntimeError, match="no Django"):
+        asyncio.run(add.adelay_on_commit(1, 2))
+    with pytest.raises(RuntimeError, match="no Django"):
+        asyncio.run(add.aapply_async_on_commit((1, 2)))
 
 
 def test_no_broker(app):

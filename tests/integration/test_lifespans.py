@@ -176,6 +176,8 @@ def test_handlers_that_cannot_work(start):
             assert f"worker process {pid}: the SIGCHLD handler" in worker.log()
         assert "never_awaited" in worker.log()
         assert "is an `async def` receiver of worker_process_init" in worker.log()
+        assert "Connect it to celery_asyncpool.signals.asyncpool_process_started" in worker.log()
+        assert "is an `async def` receiver of task_received" in worker.log()
         assert not worker.records("never")
 
 

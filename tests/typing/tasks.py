@@ -131,6 +131,10 @@ async def errors() -> None:
     nothing.delay("a")  # type: ignore[call-arg]
     bound.delay(bound, "a")  # type: ignore[call-arg, arg-type]
     await length.adelay(1)  # type: ignore[arg-type]
+    await length.adelay_on_commit("a", factor=2)
+    await length.adelay_on_commit(1)  # type: ignore[arg-type]
+    length.delay_on_commit("a")
+    length.delay_on_commit(1)  # type: ignore[arg-type]
     await length.adelay("a", faktor=2)  # type: ignore[call-arg]
     await bound.adelay()  # type: ignore[call-arg]
     await plain.adelay("a")  # type: ignore[arg-type]

@@ -89,6 +89,10 @@ if FAULT == "handlers":
     async def never_awaited(**kwargs):
         record("never")
 
+    @signals.task_received.connect(sender="somebody")
+    async def never_awaited_either(**kwargs):
+        record("never")
+
 
 @app.task
 async def names():
