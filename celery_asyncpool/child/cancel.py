@@ -22,7 +22,6 @@ makes of it what Celery's tracer has to see (:mod:`.tasks`).
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import sys
 import threading
 import time
@@ -38,6 +37,7 @@ from celery.exceptions import Retry, SoftTimeLimitExceeded, TimeLimitExceeded
 from celery.utils.log import get_logger
 
 from ..core.timelimits import Action, BodyClock, BodyState, Limits, Verdict
+from .raising import raise_in_thread, take_back
 from .softhook import SoftLimitHook
 
 __all__ = ["BodyControl", "BodyStopped", "SoftLimitCancelled", "SoftLimitedBody", "StopThread"]
@@ -104,6 +104,8 @@ class BodyControl:
         #: The coroutine, or the thread, in which the body runs.
         self._coroutine: Any = None
         self._thread: int | None = None
+        #: Whether something was raised in that thread, and may not have arrived.
+        self._raised = False
         #: Whether the body was called in a thread, wherever it runs now.
         self._in_thread = False
         #: Called at the soft limit, in the place of an exception in the body.
@@ -180,9 +182,9 @@ class BodyControl:
         """The body has ended, however; harmless when it had before."""
         with self._lock:
             self.clock.end()
-            if self._thread is not None:
+            if self._thread is not None and self._raised:
                 # One that is on its way must not arrive after the body.
-                _raise_in_thread(self._thread, None)
+                take_back(self._thread)
         if not self._in_thread:
             if self._timer is not None:
                 self._timer.cancel()
@@ -279,7 +281,7 @@ class BodyControl:
             assert self._context is not None
             self.hook.start(self._loop, self._context)
         elif self._thread is not None:
-            _raise_in_thread(self._thread, SoftTimeLimitExceeded)
+            self._raise(self._thread, SoftTimeLimitExceeded)
         else:
             self.soft_is_due = True
             self._cancel_task()
@@ -288,10 +290,14 @@ class BodyControl:
         self._stack = self._body_stack()
         self.soft_is_due = False
         if self._thread is not None:
-            _raise_in_thread(self._thread, StopThread)
+            self._raise(self._thread, StopThread)
         else:
             self._cancel_task()
         self._on_cancelled()
+
+    def _raise(self, thread: int, exception: type[BaseException]) -> None:
+        self._raised = True
+        raise_in_thread(thread, exception)
 
     def _cancel_task(self) -> None:
         if self.task is not None:  # None on the way from a thread to the loop
@@ -361,13 +367,6 @@ def _is_soft_limit(exc: BaseException) -> bool:
 
 async def _await(awaitable: Any) -> Any:
     return await awaitable
-
-
-def _raise_in_thread(thread: int, exception: type[BaseException] | None) -> None:
-    """Raise *exception* in *thread* at its next bytecode; None: take back one on its way."""
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(
-        ctypes.c_ulong(thread), ctypes.py_object(exception) if exception is not None else None
-    )
 
 
 def _coroutine_frames(coroutine: Any) -> list[FrameType]:

@@ -26,6 +26,7 @@ from .inherited import forget_parent
 from .jobcontext import follow_task_stack, job_of_task
 from .lifespans import ProcessLifespans
 from .loop import new_loop
+from .monitoring import flush_monitoring
 from .orphan import ORPHAN_GRACE, OrphanGuard
 from .parent_signals import ParentSignals, take_back_signals
 from .runner import Runner
@@ -40,6 +41,9 @@ logger = get_logger(__name__)
 #: Seconds that what bodies have left on the loop gets to end.
 LEFTOVER_GRACE = 1.0
 
+#: Seconds that monitoring tools have to send their last batch, and in a hurry.
+FLUSH_TIMEOUT, ABORT_FLUSH_TIMEOUT = 5.0, 1.0
+
 #: Seconds that lifespans have to end in a cold shutdown; then the parent kills.
 ABORT_CLOSE_TIMEOUT = 1.0
 
@@ -53,7 +57,7 @@ def main(app: Any, end: ChildEnd, options: ChildOptions) -> None:
         sys.exit(EX_BOOT)
     exitcode = process.run()
     process_destructor(os.getpid(), exitcode)
-    _flush_monitoring()
+    flush_monitoring(ABORT_FLUSH_TIMEOUT if process.is_hurried else FLUSH_TIMEOUT)
     sys.exit(exitcode)
 
 
@@ -113,13 +117,6 @@ def _take_back_sigchld() -> None:
     )
 
 
-def _flush_monitoring() -> None:
-    """Send what Sentry holds: its hook in Celery's own child is not on our way."""
-    sentry = sys.modules.get("sentry_sdk")
-    if sentry is not None:
-        sentry.flush(timeout=2)
-
-
 class _Process:
     """The loop, the runner on it and their end."""
 
@@ -156,6 +153,11 @@ class _Process:
                 idle_file=__file__,
             )
 
+    @property
+    def is_hurried(self) -> bool:
+        """Whether somebody will kill this process soon: a cold shutdown, or no parent."""
+        return self.runner.aborting or self.runner.lost_parent
+
     def run(self) -> int:
         """Run until the parent has no more use for us; return the exit code."""
         try:
@@ -181,7 +183,7 @@ class _Process:
         if self.runner.aborting:
             await self._abort(self.cancel_grace)
         await self._cancel([task for task in asyncio.all_tasks() if job_of_task(task)])
-        is_hurried = self.runner.aborting
+        is_hurried = self.is_hurried
         await self.lifespans.close(ABORT_CLOSE_TIMEOUT if is_hurried else self.lifespan_timeout)
 
     def _end(self, exitcode: int) -> int:
