@@ -375,12 +375,13 @@ class _CallThread(threading.Thread):
     def __init__(self, work: Callable[[], Any]) -> None:
         super().__init__(name="asyncpool-eager", daemon=True)
         self.outcome: Future[Any] = Future()
-        self._context = copy_context()
+        # `_context` is the thread's own, in which Python 3.14 runs it.
+        self._callers_context = copy_context()
         self._work = work
 
     def run(self) -> None:
         try:
-            value = self._context.run(self._work)
+            value = self._callers_context.run(self._work)
         except BaseException as exc:
             self.outcome.set_exception(exc)
         else:
