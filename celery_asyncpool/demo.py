@@ -29,13 +29,9 @@ from typing import Any, Self
 import click
 from celery import Celery, states
 from celery.result import AsyncResult, ResultSet
-from kombu.exceptions import DecodeError
-from kombu.transport import filesystem
-from kombu.utils.json import dumps
 from kombu.utils.url import maybe_sanitize_url
 
 __all__ = [
-    "FileTransport",
     "Flight",
     "Stopped",
     "app",
@@ -141,7 +137,7 @@ def run(
     file, queue or result is left.
     """
     queue = f"asyncpool-demo-{uuid.uuid4().hex}"
-    with _Signals() as signals, _folder(queue) as folder:
+    with _Signals() as signals, _folder() as folder:
         settings = settings_for(broker, folder, queue)
         _configure(settings)
         worker = _Worker(folder, settings)
@@ -188,7 +184,6 @@ def settings_for(broker: str | None, folder: Path, queue: str) -> dict[str, Any]
         "worker_enable_remote_control": False,
     }
     if broker is None:
-        settings["broker_transport"] = f"{__name__}:{FileTransport.__name__}"
         settings["broker_transport_options"] = {
             "data_folder_in": str(folder / "messages"),
             "data_folder_out": str(folder / "messages"),
@@ -204,28 +199,6 @@ def settings_for(broker: str | None, folder: Path, queue: str) -> dict[str, Any]
     return settings
 
 
-class _FileChannel(filesystem.Channel):
-    """Messages that are there whole or not at all.
-
-    kombu (5.7) opens a message's file and then writes it; a worker that takes it
-    between the two finds it empty, and ends.
-    """
-
-    def _put(  # type: ignore[override]  # as kombu's own
-        self, queue: str, payload: dict[str, Any], **kwargs: Any
-    ) -> None:
-        folder = Path(self.data_folder_out)
-        part = folder / uuid.uuid4().hex  # no name of a message
-        part.write_text(dumps(payload))
-        part.rename(folder / f"{time.monotonic_ns() // 1_000_000}_{part.name}.{queue}.msg")
-
-
-class FileTransport(filesystem.Transport):
-    """kombu's filesystem transport with whole messages."""
-
-    Channel = _FileChannel
-
-
 def _is_redis(broker: str) -> bool:
     return broker.startswith(("redis://", "rediss://"))
 
@@ -239,14 +212,11 @@ def _results_for(broker: str, folder: Path) -> str:
 
 
 @contextmanager
-def _folder(queue: str) -> Iterator[Path]:
+def _folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="asyncpool-demo-"))
     try:
-        for name in ("messages", "control", "results", "tmp"):
+        for name in ("messages", "control", "results"):
             (folder / name).mkdir()
-        # kombu (5.7) locks a table of bindings that is there before it writes;
-        # one that is not, it empties first, though the worker may be reading it.
-        (folder / "control" / f"{queue}.exchange").write_text("[]")
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -333,19 +303,15 @@ def _outcomes(
             )
 
     while left:
-        try:
-            for task_id, meta in backend.iter_native(
-                ResultSet(list(left.values()), app=app), interval=POLL_INTERVAL, on_interval=check
-            ):
-                if left.pop(task_id, None) is None:
-                    continue
-                if meta["status"] != states.SUCCESS:
-                    raise click.ClickException(f"a task failed: {meta['result']!r}")
-                last = time.monotonic()
-                yield tuple(meta["result"])
-        except DecodeError:
-            # Celery's file backend writes in place: that one was still empty.
-            check()
+        for task_id, meta in backend.iter_native(
+            ResultSet(list(left.values()), app=app), interval=POLL_INTERVAL, on_interval=check
+        ):
+            if left.pop(task_id, None) is None:
+                continue
+            if meta["status"] != states.SUCCESS:
+                raise click.ClickException(f"a task failed: {meta['result']!r}")
+            last = time.monotonic()
+            yield tuple(meta["result"])
 
 
 def _hasten_stop() -> None:
@@ -465,8 +431,6 @@ class _Worker:
         environ = {
             **os.environ,
             SETTINGS_VARIABLE: json.dumps(self._settings),
-            # Where the transport puts a message while it reads it.
-            "TMPDIR": str(self._folder / "tmp"),
         }
         if path := os.environ.get("PYTHONPATH"):
             # It may be relative to here, and the worker runs in its folder.

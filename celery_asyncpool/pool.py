@@ -20,6 +20,7 @@ from .child.main import main
 from .core import protocol
 from .core.caps import Cap, Caps
 from .core.job import Callbacks, Job
+from .files import WholeFiles
 from .garbage import collect_less_often, restore_thresholds
 from .handover import ChildOptions
 from .lifespans import lifespans_of
@@ -79,6 +80,7 @@ class Pool(BasePool):
         self._warn_of_unused_caps()
         self._prefetch = Prefetch()
         self._redis = RedisBatching(self.settings.redis_batching)
+        self._files = WholeFiles()
         self._gc_thresholds = gc.get_threshold()
         self._job_ids = itertools.count(1)
         self._supervisor: Supervisor | None = None
@@ -102,6 +104,7 @@ class Pool(BasePool):
             )
         survive_second_close()
         self._redis.install(self.app)
+        self._files.install()
         use_request(self.app)
         finish_async_errbacks()
         warn_of_async_receivers()
@@ -353,6 +356,7 @@ class Pool(BasePool):
         atexit.unregister(supervisor.kill_all)
         self._supervisor = self._hub = self._consumer = None
         self._redis.uninstall()
+        self._files.uninstall()
         restore_thresholds(self._gc_thresholds)
         if self._thread is not None:
             self._thread.stop()

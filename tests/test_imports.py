@@ -43,6 +43,7 @@ SHARED = [
     "client",
     "cpus",
     "decorator",
+    "files",
     "garbage",
     "handover",
     "leftovers",

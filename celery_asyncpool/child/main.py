@@ -14,6 +14,7 @@ from celery.utils.log import get_logger
 
 from .. import checkpoints
 from ..core.lifecycle import EX_BOOT
+from ..files import WholeFiles
 from ..garbage import collect_less_often
 from ..handover import PROCESS_VARIABLE, ChildEnd, ChildOptions
 from ..leftovers import kill_leftovers
@@ -70,6 +71,7 @@ def _start(app: Any, end: ChildEnd, options: ChildOptions) -> _Process:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
 
+    WholeFiles().install()  # a fork has it already
     app.loader.init_worker()  # a spawned child has imported no task yet
     app.finalize()
     runs = _prepare_tasks(app, options.redis_batching)
