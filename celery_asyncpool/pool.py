@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from celery.concurrency.base import BasePool
-from celery.signals import worker_ready
+from celery.signals import worker_before_create_process, worker_ready
 from celery.utils.log import get_logger
 from celery.worker import state as worker_state
 from celery.worker.request import Request
@@ -129,6 +129,7 @@ class Pool(BasePool):
                     is_spawned=not self.forking_enable,
                 ),
                 start_timeout=self._start_timeout(),
+                before=functools.partial(worker_before_create_process.send, sender=self),
             ),
             limit=self.limit,
             max_processes=self.settings.max_processes,

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from itertools import count
 from typing import NamedTuple
 
 from .lifecycle import Lifecycle, State
 
-__all__ = ["Backoff", "Plan", "RestartBudget", "plan", "spread"]
+__all__ = ["Backoff", "Plan", "RestartBudget", "number_for_new", "plan", "spread"]
 
 
 def spread(slots: int, processes: int) -> tuple[int, int]:
@@ -20,8 +21,23 @@ def spread(slots: int, processes: int) -> tuple[int, int]:
 
     Never more processes than slots; all together have at least *slots*.
     """
-    count = min(slots, processes)
-    return count, -(-slots // count) if count else 0
+    number = min(slots, processes)
+    return number, -(-slots // number) if number else 0
+
+
+def number_for_new(target: int, serving: set[int], leaving: set[int]) -> int:
+    """The number, from 0 on, of a new process: the lowest that no other has.
+
+    While processes are replaced there are more than *target*, the number of those
+    that should serve. Numbers do not go up for it by more than one: above that, a
+    new process has the number of one that is leaving.
+    """
+    number = _lowest_not_in(serving | leaving)
+    return number if number <= target else _lowest_not_in(serving)
+
+
+def _lowest_not_in(numbers: set[int]) -> int:
+    return next(number for number in count() if number not in numbers)
 
 
 class Plan(NamedTuple):

@@ -53,6 +53,7 @@ class Spawner:
         app: the Celery app.
         options: what each child has to know.
         start_timeout: seconds that a process may take to come up.
+        before: called before each start.
     """
 
     def __init__(
@@ -62,37 +63,40 @@ class Spawner:
         app: Any,
         options: ChildOptions,
         start_timeout: float,
+        before: Callable[[], object] = lambda: None,
     ) -> None:
         self.method = method
         self.target = target
         self.app = app
         self.options = options
         self.start_timeout = start_timeout
+        self._before = before
         self._started = 0
         #: Event loops that the project had before there was a pool are its own to
         #: share with forks; those since are Celery's and the broker's.
         self._own_pollers = open_pollers()
 
-    def spawn(self, now: float, close_fds: tuple[int, ...]) -> WorkerProcess:
-        """Start a process at *now* (monotonic seconds).
+    def spawn(self, now: float, close_fds: tuple[int, ...], index: int) -> WorkerProcess:
+        """Start a process at *now* (monotonic seconds), with the number *index* from 0 on.
 
         *close_fds* are descriptors of ours that a forked child must not keep.
         Raises ``OSError`` when the system has no room for a process or pipe.
         """
+        self._before()
         with _Ends() as ends:
             options = self.options
             if self.method == "fork":
                 pollers = open_pollers() - self._own_pollers
                 options = replace(options, close_fds=(*close_fds, *ends.kept, *pollers))
-            process = self._process(ChildEnd(ends.theirs, ends.report_end), options)
+            process = self._process(ChildEnd(ends.theirs, ends.report_end), options, index)
             process.start()
             # Nothing that can fail may come between the start and the return:
             # the process would run, and nobody would know of it.
             ends.keep()
         life = Lifecycle(process.pid, now=now, start_timeout=self.start_timeout)
-        return WorkerProcess(process, Pipe(ends.ours), ends.report, ends.write_fd, life)
+        return WorkerProcess(process, Pipe(ends.ours), ends.report, ends.write_fd, life, index)
 
-    def _process(self, end: ChildEnd, options: ChildOptions) -> Any:
+    def _process(self, end: ChildEnd, options: ChildOptions, index: int) -> Any:
         self._started += 1
         context: Any = billiard.get_context(self.method)
         process = context.Process(
@@ -102,7 +106,7 @@ class Spawner:
         )
         if self.method == "fork":
             process._Popen = _Fork
-        process.index = self._started - 1  # Celery's %i in the log file's name
+        process.index = index  # one less than Celery's %i in the log file's name
         process.daemon = False  # bodies may start processes of their own
         return process
 
@@ -162,10 +166,18 @@ class WorkerProcess:
     """A started process, its pipe, its state and the jobs that it has."""
 
     def __init__(
-        self, process: Any, pipe: Pipe, report_fd: int, write_fd: int, life: Lifecycle
+        self,
+        process: Any,
+        pipe: Pipe,
+        report_fd: int,
+        write_fd: int,
+        life: Lifecycle,
+        index: int,
     ) -> None:
         self._process = process
         self.pid: int = process.pid
+        #: Its number among those that run, from 0 on.
+        self.index = index
         self.pipe = pipe
         self.life = life
         #: Jobs sent to it that have not ended there.

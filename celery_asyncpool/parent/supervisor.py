@@ -29,7 +29,7 @@ from ..core.crashes import Crashes
 from ..core.dispatch import Dispatcher
 from ..core.job import Job
 from ..core.lifecycle import Exit
-from ..core.maintenance import Backoff, RestartBudget, plan, spread
+from ..core.maintenance import Backoff, RestartBudget, number_for_new, plan, spread
 from ..core.protocol import Kind, Message
 from ..core.timelimits import Verdict
 from ..leftovers import find_leftovers, kill_leftovers, name_of
@@ -654,7 +654,7 @@ class Supervisor:
     def _spawn(self) -> bool:
         """Start one process; False when the system cannot, to be tried again."""
         try:
-            process = self.spawner.spawn(self._clock(), self._inherited_fds())
+            process = self.spawner.spawn(self._clock(), self._inherited_fds(), self._number())
         except OSError as exc:
             logger.error(
                 "cannot start a worker process: %s; %d are running. Trying again in %.0fs",
@@ -667,6 +667,12 @@ class Supervisor:
         logger.debug("= %r", process.life)
         self._watch(process)
         return True
+
+    def _number(self) -> int:
+        """The number of the next process."""
+        serving = {process.index for process in self.processes if process.life.serves}
+        leaving = {process.index for process in self.processes if not process.life.serves}
+        return number_for_new(self.target, serving, leaving)
 
     def _inherited_fds(self) -> tuple[int, ...]:
         return tuple(fd for process in self.processes for fd in process.fds)

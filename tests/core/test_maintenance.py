@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from celery_asyncpool.core.lifecycle import Lifecycle
-from celery_asyncpool.core.maintenance import Backoff, Plan, RestartBudget, plan, spread
+from celery_asyncpool.core.maintenance import (
+    Backoff,
+    Plan,
+    RestartBudget,
+    number_for_new,
+    plan,
+    spread,
+)
 
 
 def starting(pid: int, *, since: float = 0.0) -> Lifecycle:
@@ -215,3 +222,21 @@ def test_budget_of_nothing():
 def test_budget_that_nobody_has_used():
     """Where nothing has failed the count is 0."""
     assert RestartBudget(limit=3, period=60.0).failures == 0
+
+
+@pytest.mark.parametrize(
+    ("serving", "leaving", "number"),
+    [
+        (set(), set(), 0),
+        ({0}, set(), 1),
+        ({1, 2}, set(), 0),
+        ({0, 1, 2}, set(), 3),
+        ({1}, {0}, 2),
+        ({0, 1, 2}, {3}, 4),
+        ({1, 2, 3}, {0, 4}, 0),  # five at once: the new one shares with one that leaves
+        ({1, 2, 3}, {0, 4, 5, 6}, 0),
+    ],
+)
+def test_number_of_a_new_process(serving, leaving, number):
+    """The lowest free one; with four processes wanted, never one above 4."""
+    assert number_for_new(4, serving, leaving) == number

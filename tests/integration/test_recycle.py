@@ -154,3 +154,41 @@ def test_subprocess_left_by_a_replaced_process(redis_transport, start_worker, se
         assert sleeper in worker.family()
         os.kill(sleeper, signal.SIGKILL)
         wait_for(lambda: not os.path.exists(f"/proc/{sleeper}"), "reaped by the worker")
+
+
+def test_numbers_of_processes(redis_transport, start_worker, tmp_path):
+    """A new process takes the lowest free number: `%i` in log files does not count up."""
+    options = ("-c", 4, "--processes", 2, "--max-tasks-per-child", 5)
+    log = tmp_path / "w-%n-%i.log"
+    worker = start_worker(redis_transport, "processes", *options, "-f", log)
+    worker.log_path = tmp_path / f"w-{worker.hostname.partition('@')[0]}-0.log"
+    with worker:
+        pids = set()
+
+        def many_replaced():
+            results = [worker.client.send("pid") for _ in range(20)]
+            pids.update(result.get(timeout=TIMEOUT) for result in results)
+            return len(pids) >= 10
+
+        wait_for(many_replaced, worker.tail)
+
+    numbers = {int(path.stem.rpartition("-")[2]) for path in tmp_path.glob("w-*.log")}
+    assert {0, 1, 2} <= numbers <= {0, 1, 2, 3}
+
+
+def test_signal_before_each_process(redis_transport, start_worker):
+    """`worker_before_create_process` is sent in the main process before each fork."""
+    options = ("-c", 4, "--processes", 2, "--max-tasks-per-child", 5)
+    with start_worker(redis_transport, "operations", *options) as worker:
+        before = worker.records("worker_before_create_process")
+        assert len(before) == 2
+        results = [worker.client.send("ok") for _ in range(20)]
+        for result in results:
+            result.get(timeout=TIMEOUT)
+        wait_for(lambda: len(worker.records("worker_process_init")) > 2, worker.tail)
+        settled(worker, 2)
+
+    before = worker.records("worker_before_create_process")
+    assert len(before) == len(worker.records("worker_process_init"))
+    assert {line["pid"] for line in before} == {worker.process.pid}
+    assert {line["sender"] for line in before} == {"Pool"}

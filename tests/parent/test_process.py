@@ -44,7 +44,7 @@ def open_fds() -> int:
 def test_process_gives_all_descriptors_back(spawner):
     """When a process has gone, nothing of it is left open."""
     before = open_fds()
-    process = spawner.spawn(0.0, ())
+    process = spawner.spawn(0.0, (), 0)
     assert open_fds() > before
 
     process.kill()
@@ -66,7 +66,7 @@ def test_fork_that_fails(spawner, monkeypatch):
 
     for _ in range(3):
         with pytest.raises(OSError, match="Resource temporarily unavailable"):
-            spawner.spawn(0.0, ())
+            spawner.spawn(0.0, (), 0)
 
     assert open_fds() == before
 
@@ -82,7 +82,7 @@ def test_no_room_for_descriptors(spawner, room):
     process = error = None
     resource.setrlimit(resource.RLIMIT_NOFILE, (last + 1 + room, hard))
     try:
-        process = spawner.spawn(0.0, ())
+        process = spawner.spawn(0.0, (), 0)
     except OSError as exc:
         error = exc
     finally:

@@ -34,7 +34,7 @@ class FakeSpawner:
     def __init__(self):
         self.children = []
 
-    def spawn(self, now, close_fds):
+    def spawn(self, now, close_fds, index):
         ours, theirs = socket.socketpair()
         report, report_end = os.pipe()
         sentinel, sentinel_end = os.pipe()
@@ -45,7 +45,7 @@ class FakeSpawner:
         fake = FakeBilliardProcess(2**22 + 1 + len(self.children), sentinel)
         self.children.append((fake, theirs))
         life = Lifecycle(fake.pid, now=now, start_timeout=self.start_timeout)
-        return WorkerProcess(fake, Pipe(ours), report, os.dup(ours.fileno()), life)
+        return WorkerProcess(fake, Pipe(ours), report, os.dup(ours.fileno()), life, index)
 
 
 @pytest.fixture

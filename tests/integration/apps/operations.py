@@ -29,6 +29,11 @@ def on_worker_shutdown(**kwargs):
     record("worker_shutdown")
 
 
+@signals.worker_before_create_process.connect
+def on_before_create_process(sender, **kwargs):
+    record("worker_before_create_process", sender=type(sender).__name__)
+
+
 @signals.worker_process_init.connect
 def on_process_init(**kwargs):
     record("worker_process_init")
