@@ -49,6 +49,7 @@ SHARED = [
     "leftovers",
     "lifespans",
     "oncommit",
+    "outcomes",
     "pipe",
     "prefetch",
     "redis_close",

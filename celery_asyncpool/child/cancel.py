@@ -37,6 +37,7 @@ from celery.exceptions import Retry, SoftTimeLimitExceeded, TimeLimitExceeded
 from celery.utils.log import get_logger
 
 from ..core.timelimits import Action, BodyClock, BodyState, Limits, Verdict
+from ..outcomes import unwrapped
 from .raising import raise_in_thread, take_back
 from .softhook import SoftLimitHook
 
@@ -139,6 +140,11 @@ class BodyControl:
         """Whether this job's body has had its start; Celery may call others for it."""
         return self.clock.state is not BodyState.WAITING
 
+    @property
+    def in_thread(self) -> bool:
+        """Whether the body was called in a thread, wherever it runs now."""
+        return self._in_thread
+
     def watch(self, awaitable: Any) -> Any:
         """The body's *awaitable*, in a form to be awaited instead of it."""
         # A future, say, is no coroutine: nothing can be thrown into it.
@@ -203,6 +209,7 @@ class BodyControl:
             error = TimeLimitExceeded(self.clock.limits.hard)
             error.add_note(f"When the limit was over, the task's body was here:\n{self._stack}")
             return BodyStopped(error)
+        exc = unwrapped(exc)
         if isinstance(exc, Retry) and exc.exc is not None and _is_soft_limit(exc.exc):
             retry: Any = exc  # what RETRY stores, and what the log shows
             retry.exc = self._plain_soft_limit(exc.exc)

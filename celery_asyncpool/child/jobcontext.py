@@ -21,6 +21,7 @@ from celery.utils.threads import get_ident
 
 if TYPE_CHECKING:
     from .cancel import BodyControl
+    from .retries import PendingRetry
 
 __all__ = [
     "JobContext",
@@ -51,13 +52,11 @@ class JobContext:
     __slots__ = (
         "aborted",
         "control",
-        "deferred",
         "in_body",
         "job_id",
         "loop_settings",
         "payload",
-        "retry_is_stored",
-        "retrying_thread",
+        "retries",
         "terminating",
         "who",
     )
@@ -76,14 +75,10 @@ class JobContext:
         self.aborted = False
         #: The task's own function is being called (not: awaited) right now.
         self.in_body = False
-        #: The thread in which ``self.retry`` runs right now: publish later, not now.
-        self.retrying_thread: int | None = None
-        #: The backend has RETRY already, which the tracer is about to store.
-        self.retry_is_stored = False
         #: What it has set of the loop; None: nothing.
         self.loop_settings: LoopSettings | None = None
-        #: Arguments of the ``send_task`` calls that wait for the body's end.
-        self.deferred: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        #: The next attempts that it asks for; see :mod:`.retries`.
+        self.retries: list[PendingRetry] = []
 
 
 _current_job: ContextVar[JobContext | None] = ContextVar("celery_asyncpool_job", default=None)

@@ -11,32 +11,24 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import threading
 from collections.abc import Callable
 from contextvars import copy_context
 from typing import Any
 
-from billiard.einfo import ExceptionInfo
 from celery import canvas
-from celery.app import task as celery_task
 from celery.backends.base import Backend
-from celery.exceptions import Reject, Retry
 
 from ..client import guard
-from ..core.timelimits import Verdict
-from .jobcontext import JobContext, current_job
+from . import retries
 from .redis_stores import Elsewhere, RedisStores, can_store
-from .softhook import in_hook
 from .threadpool import ThreadPool
-from .trace import call_in_thread, can_settle, in_tracer, on_loop_thread
+from .trace import call_in_thread, in_tracer
 
 __all__ = [
     "OFFLOAD_THREADS",
     "OffloadedBackend",
-    "RetryAfterBody",
     "offload",
     "offload_publishing",
-    "publish_retries",
     "redis_counters",
     "start_threads",
     "stop_stores",
@@ -203,125 +195,35 @@ def offload_publishing(app: Any) -> None:
     """
     if isinstance(app.send_task, _SendTask):
         return
-    guard.install_in_pool(app, _does_not_block)
-    app.send_task = _SendTask(app.send_task)
+    guard.install_in_pool(app, _in_tracer)
+    app.send_task = _SendTask(app, app.send_task)
     for cls in CANVAS:
         cls.apply_async = _offloaded(cls.apply_async)
-    Backend.mark_as_retry = _unless_stored(Backend.mark_as_retry)  # type: ignore[method-assign]
 
 
-def _does_not_block() -> bool:
-    """Whether the call that is being made on the loop's thread leaves it, or waits."""
-    job = current_job()
-    return in_tracer() is not None or _defers(job)
-
-
-def _defers(job: JobContext | None) -> bool:
-    """Whether it is ``retry`` that publishes: other threads of *job* do what they want."""
-    return job is not None and job.retrying_thread == threading.get_ident()
+def _in_tracer() -> bool:
+    """Whether a call that is made on the loop's thread leaves it, or waits."""
+    return in_tracer() is not None
 
 
 def _offloaded(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def apply_async(self: Any, /, *args: Any, **kwargs: Any) -> Any:
-        if _defers(current_job()):
-            return method(self, *args, **kwargs)
         return offload(method, self, *args, **kwargs)
 
     return apply_async
 
 
 class _SendTask:
-    """``app.send_task`` that knows of tracers and of deferred retries."""
+    """``app.send_task`` that knows of tracers and of retries, which wait."""
 
-    def __init__(self, real: Callable[..., Any]) -> None:
-        self.real = real
+    def __init__(self, app: Any, real: Callable[..., Any]) -> None:
         functools.update_wrapper(self, real)
+        self.app = app
+        self.real = real
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        job = current_job()
-        if job is not None and _defers(job):
-            job.deferred.append((args, kwargs))
-            return None  # Task.retry, the only caller that defers, ignores it
+        result = retries.take(self.app, args, kwargs)
+        if result is not None:
+            return result
         return offload(self.real, *args, **kwargs)
-
-
-class RetryAfterBody:
-    """``task.retry`` whose message leaves when the body has unwound.
-
-    It does all that ``retry`` does but for the publish, which waits in the job
-    (:func:`publish_retries`). So it does not block the loop, and a limit that is
-    over meanwhile does not both end the task and retry it.
-    """
-
-    def __init__(self, retry: Callable[..., Any]) -> None:
-        self.retry = retry
-        functools.update_wrapper(self, retry)
-
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        job = current_job()
-        if job is None or not (on_loop_thread() or can_settle()):
-            return self.retry(*args, **kwargs)  # in a thread that may outlive the body
-        if in_hook():
-            raise RuntimeError("on_soft_limit cannot retry its task, whose body goes on")
-        job.retrying_thread = threading.get_ident()
-        try:
-            return self.retry(*args, **kwargs)
-        finally:
-            job.retrying_thread = None
-
-
-def publish_retries(task: Any, error: BaseException | None) -> None:
-    """Publish the retries that the body of *task*, which ended with *error*, asked for.
-
-    Not where a body calls another task: there, somebody else's body has ended.
-    RETRY is stored first: the next attempt may end, and store that, before this
-    one's tracer gets to it. Raises ``Reject`` without requeue when a publish
-    fails, as ``Task.retry`` does when it publishes by itself.
-    """
-    job = current_job()
-    if job is None or not job.deferred or job.in_body or not can_settle():
-        return
-    if job.aborted or (job.control and job.control.clock.verdict is not Verdict.NONE):
-        return
-    if isinstance(error, Retry):
-        job.retry_is_stored = _store_retry(task, error)
-    while job.deferred:
-        args, kwargs = job.deferred.pop(0)
-        try:
-            task.app.send_task(*args, **kwargs)
-        except Exception as exc:
-            raise Reject(exc, requeue=False) from exc
-
-
-def _store_retry(task: Any, reason: Retry) -> bool:
-    """Do what the tracer does for *reason*; whether it need not be done again."""
-    request = task.request
-    if _is_ignored(task, request) and not task.store_errors_even_if_ignored:
-        return True
-    traceback = ExceptionInfo((type(reason), reason, reason.__traceback__)).traceback
-    try:
-        task.backend.mark_as_retry(request.id, reason.exc, traceback, request=request)
-    except Exception:
-        return False  # the tracer tries again, and reports what is wrong
-    return True
-
-
-def _unless_stored(method: Callable[..., Any]) -> Callable[..., Any]:
-    """For the tracer, which comes second."""
-
-    @functools.wraps(method)
-    def mark_as_retry(self: Any, /, *args: Any, **kwargs: Any) -> Any:
-        job = current_job()
-        if job is not None and job.retry_is_stored:
-            return None
-        return method(self, *args, **kwargs)
-
-    return mark_as_retry
-
-
-def _is_ignored(task: Any, request: Any) -> Any:
-    """Whether nobody wants the result; Celery before 5.6 asks the task only."""
-    if hasattr(celery_task, "get_actual_ignore_result"):
-        return celery_task.get_actual_ignore_result(task, request)
-    return task.ignore_result

@@ -33,8 +33,9 @@ from . import tasks
 from .cancel import BodyControl, BodyStopped
 from .django_threads import DjangoThreads
 from .jobcontext import JobContext, enter_job
-from .offload import redis_counters
+from .offload import offload, redis_counters
 from .parent_signals import ParentSignals
+from .retries import send_retry
 from .tasks import RunCall
 from .threads import BodyThreads
 from .trace import drive
@@ -210,6 +211,8 @@ class Runner:
                 control.clock.terminate(time.monotonic())
                 raise BodyStopped(None)
             value = await self._call(target, args, kwargs)
+            if job.retries:
+                value = await drive(send_retry, job, value, offload)
             return self._encode(job.job_id, True, value)
         except BaseException as exc:
             # Whatever a job raises is its own end: SystemExit must not end the

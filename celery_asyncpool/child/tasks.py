@@ -22,7 +22,8 @@ from celery.utils.nodenames import gethostname
 from ..tasktypes import HANDLERS, body_attribute, has_async_body
 from .cancel import BodyControl, BodyStopped, StopThread
 from .jobcontext import JobContext, current_job, follow_jobs
-from .offload import OffloadedBackend, RetryAfterBody, publish_retries
+from .offload import OffloadedBackend
+from .retries import RetryAfterBody, body_ended
 from .softhook import SoftLimitHook
 from .trace import can_settle, in_tracer, settle
 
@@ -88,16 +89,11 @@ class OutermostCall(SettledCall):
 def call_for_tracer(task: Any, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """Call *function*, and show the tracer what the pool has decided of a body in it."""
     try:
-        value = settle(function(*args, **kwargs))
+        return settle(function(*args, **kwargs))
     except BodyStopped as stop:
         if stop.error is None:
             raise  # past the tracer: somebody else reports the outcome
         raise stop.error from None
-    except BaseException as exc:
-        publish_retries(task, exc)
-        raise
-    publish_retries(task, None)
-    return value
 
 
 def run_body(job: JobContext, task: Any, call: Callable[[], Any]) -> Any:
@@ -108,6 +104,19 @@ def run_body(job: JobContext, task: Any, call: Callable[[], Any]) -> Any:
     control = job.control
     if control is None or control.has_started:
         return settle(call())  # an errback that Celery calls in the failed task's job
+    error: BaseException | None = None
+    try:
+        return _run_to_end(job, task, control, call)
+    except BaseException as exc:
+        error = exc
+        raise
+    finally:
+        if job.retries:
+            body_ended(job, error)
+        del error  # it refers to this frame
+
+
+def _run_to_end(job: JobContext, task: Any, control: BodyControl, call: Callable[[], Any]) -> Any:
     try:
         return _run_limited(job, task, control, call)
     except StopThread as exc:
@@ -161,7 +170,7 @@ def prepare(task: Any) -> RunCall:
     setattr(task, name, run)
     if not _settle_custom_call(type(task)):
         task.run = OutermostCall(task.run, task)
-    task.retry = RetryAfterBody(task.retry)
+    task.retry = RetryAfterBody(task.retry, task)
     for handler in HANDLERS:
         if getattr(type(task), handler) is not getattr(BaseTask, handler):
             setattr(task, handler, SettledCall(getattr(task, handler)))

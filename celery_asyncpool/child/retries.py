@@ -1,0 +1,243 @@
+"""Retries: the next attempt leaves when this one is over.
+
+``Task.retry`` publishes where it is called. Here that would block the loop, and
+the next attempt could begin beside this one. So all that ``retry`` does is done
+but for the message, which waits in the job:
+
+    retry() ──message──> job.retries ──body_ended()──> one or none ──send_retry()──> broker
+                                      (its outcome)             (the tracer is through)
+
+``retry`` may be called many times in one attempt, by many asyncio tasks and
+threads of a body: there is one next attempt, or none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+from contextvars import Context, ContextVar, copy_context
+from typing import Any
+
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback  # type: ignore[attr-defined]
+from celery import states
+from celery._state import _task_stack  # type: ignore[attr-defined]
+from celery.app.trace import TraceInfo, task_has_custom
+from celery.exceptions import Ignore, Reject, Retry
+from celery.utils.log import get_logger
+
+from ..core.timelimits import BodyState, Verdict
+from .cancel import BodyStopped
+from .jobcontext import JobContext, current_job
+from .softhook import in_hook
+from .trace import can_settle, on_loop_thread
+
+__all__ = ["RetryAfterBody", "body_ended", "send_retry", "take"]
+
+logger = get_logger(__name__)
+
+#: Options with which a message can only be sent at once: they may be closed later.
+CONNECTIONS = ("producer", "publisher", "connection")
+
+
+class PendingRetry:
+    """One call of ``retry``, and the message that it would have sent."""
+
+    def __init__(self, task: Any) -> None:
+        self.task = task
+        self.request = task.request
+        #: The Retry that the call has raised or returned.
+        self.reason: Any = None
+        #: Whether it was raised: then a body that ends with an error does not retry.
+        self.is_raised = False
+        self._send: Callable[[], Any] | None = None
+        #: What the message's receivers and tools see, as if it was sent by the call.
+        self._context: Context | None = None
+
+    def __repr__(self) -> str:
+        return f"<PendingRetry of {self.task.name}[{self.request.id}]>"
+
+    @property
+    def has_message(self) -> bool:
+        """Whether there is something to publish."""
+        return self._send is not None
+
+    def wants(self, options: dict[str, Any]) -> bool:
+        """Whether a message with *options* is the next attempt, not another task."""
+        return options.get("task_id") == self.request.id and not any(
+            options.get(name) for name in CONNECTIONS
+        )
+
+    def take(self, app: Any, args: Any, options: dict[str, Any]) -> Any:
+        """Keep the message; return what ``app.send_task`` returns for it."""
+        result = (options.get("result_cls") or app.AsyncResult)(self.request.id)
+        result.ignored = options.get("ignore_result")
+        if options.get("add_to_parent", True):
+            self.task.add_trail(result)  # stored with RETRY, before the message leaves
+        options = {**options, "add_to_parent": False}
+        self._send = functools.partial(app.send_task, *args, **options)
+        self._context = copy_context()
+        self._context.run(_call.set, None)
+        return result
+
+    def publish(self) -> None:
+        """Send the message. To the code that is called for it the task is the current one."""
+        assert self._send is not None
+        assert self._context is not None
+        self._context.run(self._as_current, self._send)
+
+    def fail(self, exc: Exception) -> ExceptionInfo:
+        """The message could not be sent: the task has failed, with *exc*."""
+        exc.add_note("The task was to be retried, and its next attempt could not be published.")
+        einfo: ExceptionInfo = self._as_current(self._report, exc)
+        return einfo
+
+    def _report(self, exc: Exception) -> ExceptionInfo:
+        task, request = self.task, self.request
+        try:
+            raise exc
+        except Exception:
+            einfo: ExceptionInfo = TraceInfo(states.FAILURE, exc).handle_error_state(task, request)
+        if task_has_custom(task, "after_return"):
+            task.after_return(states.FAILURE, exc, request.id, request.args, request.kwargs, None)
+        return einfo
+
+    def _as_current(self, function: Callable[..., Any], *args: Any) -> Any:
+        _task_stack.push(self.task)
+        self.task.request_stack.push(self.request)
+        try:
+            return function(*args)
+        finally:
+            self.task.request_stack.pop()
+            _task_stack.pop()
+
+
+#: The call of ``retry`` that the running code belongs to.
+_call: ContextVar[PendingRetry | None] = ContextVar("celery_asyncpool_retry", default=None)
+
+
+class RetryAfterBody:
+    """``task.retry`` whose message waits until the tracer of this attempt is through.
+
+    A *retry* of a custom class, too, and a custom ``apply_async`` under it: they
+    get the result that they would get, and where they raise something else than
+    Retry, nothing is sent.
+    """
+
+    def __init__(self, retry: Callable[..., Any], task: Any) -> None:
+        functools.update_wrapper(self, retry)
+        self.retry = retry
+        self.task = task
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        job = current_job()
+        if job is None:
+            return self.retry(*args, **kwargs)
+        if in_hook():
+            raise RuntimeError("on_soft_limit cannot retry its task, whose body goes on")
+        pending = PendingRetry(self.task)
+        try:
+            pending.reason = self._retry(pending, *args, **kwargs)
+        except Retry as reason:
+            pending.reason, pending.is_raised = reason, True
+            _keep(job, pending)
+            raise
+        _keep(job, pending)
+        return pending.reason
+
+    def _retry(self, pending: PendingRetry, /, *args: Any, **kwargs: Any) -> Any:
+        token = _call.set(pending)
+        try:
+            return self.retry(*args, **kwargs)
+        finally:
+            _call.reset(token)
+
+
+def take(app: Any, args: Any, options: dict[str, Any]) -> Any:
+    """Keep the message of ``app.send_task(*args, **options)`` if it is a next attempt.
+
+    Returns what ``send_task`` returns; None for a message that is to be sent now.
+    """
+    call = _call.get()
+    if call is None or not call.wants(options):
+        return None
+    return call.take(app, args, options)
+
+
+def _keep(job: JobContext, pending: PendingRetry) -> None:
+    if not pending.has_message:
+        return  # an eager or a direct call
+    if not _is_left_behind(job):
+        job.retries.append(pending)
+    elif not job.retries:
+        logger.warning(
+            "%s: what its body has left behind asks for a retry, which comes too late; "
+            "await all children before the body ends",
+            job.who,
+        )
+
+
+def _is_left_behind(job: JobContext) -> bool:
+    """Whether the calling code is a child of a body that has ended.
+
+    Handlers and wrappers around the body are called after it, too: by the tracer,
+    or awaited for it.
+    """
+    control = job.control
+    if control is None or control.clock.state not in (BodyState.ENDED, BodyState.DETACHED):
+        return False
+    if not on_loop_thread():
+        return not can_settle()
+    return not control.in_thread and asyncio.current_task() is not control.task
+
+
+def body_ended(job: JobContext, error: BaseException | None) -> None:
+    """Decide which of the retries that *job*'s body has asked for is to come, if any.
+
+    *error* is what the body has ended with. It is the outcome where it is an error:
+    then only a retry that was not raised (``throw=False``) comes, since that one
+    was never meant to be the outcome. The pool's own verdicts and a Reject let none
+    come.
+    """
+    control = job.control
+    if job.aborted or (control is not None and control.clock.verdict is not Verdict.NONE):
+        job.retries.clear()
+    elif isinstance(error, (Reject, BodyStopped)):
+        job.retries.clear()
+    elif isinstance(error, Retry):
+        job.retries.sort(key=lambda pending: pending.reason is error)
+    elif error is not None and not isinstance(error, Ignore):
+        job.retries[:] = [pending for pending in job.retries if not pending.is_raised]
+    del job.retries[:-1]
+
+
+def send_retry(job: JobContext, outcome: Any, publish: Callable[[Callable[[], Any]], Any]) -> Any:
+    """Publish the next attempt of *job*, whose tracer has returned *outcome*.
+
+    *publish* calls a function that may block. Returns the outcome to report: where
+    the message cannot be sent, FAILURE in the place of RETRY. Any other outcome
+    stays, since others know of it (a chord, links); then the log tells.
+    """
+    pending = job.retries[-1]
+    if job.aborted and pending.task.acks_late:
+        raise BodyStopped(None)  # this attempt is delivered again: no next one beside it
+    try:
+        publish(pending.publish)
+    except Exception as exc:
+        if _is_retry(outcome):
+            return 1, pending.fail(exc), outcome[2]
+        logger.error(
+            "%s: its next attempt, which its body asked for, could not be published: %r",
+            job.who,
+            exc,
+            exc_info=True,
+        )
+    return outcome
+
+
+def _is_retry(outcome: Any) -> bool:
+    failed, value, _ = outcome
+    if not failed:
+        return False
+    exc = value.exception
+    return isinstance(exc.exc if isinstance(exc, ExceptionWithTraceback) else exc, Retry)
