@@ -41,6 +41,8 @@ from .child.jobcontext import (
     follow_task_stack,
     job_entered,
 )
+from .child.retries import body_ended
+from .outcomes import unwrapped
 from .tasktypes import HANDLERS, body_attribute, has_async_body
 
 __all__ = [
@@ -176,7 +178,7 @@ def prepare(task: Any) -> None:
     """
     follow_task_stack()
     follow_jobs(task)
-    _wrap(task, body_attribute(task))
+    _wrap(task, body_attribute(task), _Body)
     for handler in HANDLERS:
         if getattr(type(task), handler) is not getattr(Task, handler):
             _wrap(task, handler)
@@ -246,10 +248,37 @@ class _Call:
             awaiter.is_busy = False
 
 
-def _wrap(task: Any, name: str) -> None:
+class _Body(_Call):
+    """The task's own function."""
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        awaiter = _thread.awaiter
+        if awaiter is None or awaiter.is_busy:
+            return self.function(*args, **kwargs)
+        return _with_one_outcome(functools.partial(super().__call__, *args, **kwargs))
+
+
+def _with_one_outcome(body: Callable[[], Any]) -> Any:
+    """Call *body*, of whose many retries there may be one; see :mod:`.child.retries`."""
+    error: BaseException | None = None
+    try:
+        return body()
+    except BaseException as exc:
+        error = unwrapped(exc)
+        if error is exc or error is None:
+            raise
+        raise error from None
+    finally:
+        job = current_job()
+        if job is not None and job.retries:
+            body_ended(job, error)
+        del error  # it refers to this frame
+
+
+def _wrap(task: Any, name: str, wrapper: type[_Call] = _Call) -> None:
     function = getattr(task, name)
     if not isinstance(function, _Call):
-        setattr(task, name, _Call(function))
+        setattr(task, name, wrapper(function))
 
 
 def _wrap_custom_call(cls: type) -> None:
@@ -272,7 +301,7 @@ def _custom_call(method: Callable[..., Any]) -> Any:
             return value
         awaiter.is_busy = True
         try:
-            return awaiter.run(value)
+            return _with_one_outcome(functools.partial(awaiter.run, value))
         finally:
             awaiter.is_busy = False
 

@@ -26,7 +26,7 @@ from unittest import mock
 import celery._state
 import celery.worker.state
 from billiard.einfo import ExceptionInfo
-from celery import signals, states
+from celery import signals
 from celery.app.trace import build_tracer
 from celery.backends.cache import CacheBackend, DummyClient  # type: ignore[attr-defined]
 from celery.concurrency.base import BasePool
@@ -40,9 +40,10 @@ from kombu.transport import memory
 
 from . import eager
 from .child.django_threads import DjangoThreads, django_threads
-from .child.jobcontext import JobContext, job_entered, job_of_task
+from .child.jobcontext import JobContext, current_job, job_entered, job_of_task
 from .child.lifespans import ProcessLifespans
 from .child.loop import new_loop
+from .child.retries import RetryAfterBody, SendTask, send_retry
 from .child.runner import as_celery_expects
 from .settings import Settings
 
@@ -100,7 +101,7 @@ def start_worker(app: Any) -> Iterator[TestWorker]:
 
 @contextmanager
 def _started(app: Any) -> Iterator[TestWorker]:
-    with _in_memory(app), _celerys_state(app), _Bodies(app) as bodies:
+    with _in_memory(app), _celerys_state(app), _retries_wait(app), _Bodies(app) as bodies:
         with _Consuming(app, bodies):
             yield TestWorker(app, bodies)
 
@@ -177,6 +178,25 @@ def _celerys_state(app: Any) -> Iterator[None]:
         _worker_state.reset_state()
 
 
+@contextmanager
+def _retries_wait(app: Any) -> Iterator[None]:
+    """Retries of *app*'s tasks leave when their attempts are over, as in the pool."""
+    before = app.__dict__.get("send_task")
+    app.send_task = SendTask(app, app.send_task, _call)
+    try:
+        yield
+    finally:
+        del app.send_task
+        if before is not None:
+            app.send_task = before
+        for task in app.tasks.values():
+            wrapper = task.__dict__.get("retry")
+            if isinstance(wrapper, RetryAfterBody):
+                del task.retry
+                if task.retry != wrapper.retry:  # it was the task's own, not its class's
+                    task.retry = wrapper.retry
+
+
 class MemoryBackend(CacheBackend):
     """Results of one worker, for all threads; those who wait look often."""
 
@@ -192,14 +212,7 @@ class MemoryBackend(CacheBackend):
     def _store_result(self, task_id: Any, result: Any, state: Any, *args: Any, **kw: Any) -> Any:
         base: Any = super()
         with self._lock:
-            # A retry runs, and may end, before the attempt that has sent it says so.
-            if state == states.RETRY and self._is_ready(task_id):
-                return result
             return base._store_result(task_id, result, state, *args, **kw)
-
-    def _is_ready(self, task_id: Any) -> bool:
-        base: Any = super()
-        return base._get_task_meta_for(task_id)["status"] in states.READY_STATES
 
     def wait_for(self, task_id: Any, *args: Any, **options: Any) -> Any:
         return super().wait_for(task_id, *args, **{**options, "interval": POLL_INTERVAL})
@@ -374,6 +387,9 @@ class _Pool(BasePool):
         try:
             _prepare(self.bodies.app, args[0], self.bodies.hostname)
             value = target(*args, **(kwargs or {}))
+            job = current_job()
+            if job is not None and job.retries:
+                value = send_retry(job, value, _call)
         except WorkerTerminate:
             raise  # it was cancelled from outside; nobody waits for its outcome
         except BaseException as exc:
@@ -397,10 +413,16 @@ def _einfo(exc: BaseException) -> ExceptionInfo:
         return ExceptionInfo()
 
 
+def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return function(*args, **kwargs)
+
+
 def _prepare(app: Any, name: str, hostname: str) -> None:
     """A tracer for what the task's functions are now: tests replace them."""
     task = app.tasks[name]
     eager.prepare(task)
+    if not isinstance(task.retry, RetryAfterBody):
+        task.retry = RetryAfterBody(task.retry, task)
     task.__trace__ = build_tracer(name, task, app.loader, hostname, app=app)
 
 

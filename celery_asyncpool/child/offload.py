@@ -19,8 +19,8 @@ from celery import canvas
 from celery.backends.base import Backend
 
 from ..client import guard
-from . import retries
 from .redis_stores import Elsewhere, RedisStores, can_store
+from .retries import SendTask
 from .threadpool import ThreadPool
 from .trace import call_in_thread, in_tracer
 
@@ -193,10 +193,10 @@ def offload_publishing(app: Any) -> None:
     canvas publishes several messages with one producer, and would wait for
     that producer on the loop, so its calls leave as a whole.
     """
-    if isinstance(app.send_task, _SendTask):
+    if isinstance(app.send_task, SendTask):
         return
     guard.install_in_pool(app, _in_tracer)
-    app.send_task = _SendTask(app, app.send_task)
+    app.send_task = SendTask(app, app.send_task, offload)
     for cls in CANVAS:
         cls.apply_async = _offloaded(cls.apply_async)
 
@@ -212,18 +212,3 @@ def _offloaded(method: Callable[..., Any]) -> Callable[..., Any]:
         return offload(method, self, *args, **kwargs)
 
     return apply_async
-
-
-class _SendTask:
-    """``app.send_task`` that knows of tracers and of retries, which wait."""
-
-    def __init__(self, app: Any, real: Callable[..., Any]) -> None:
-        functools.update_wrapper(self, real)
-        self.app = app
-        self.real = real
-
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        result = retries.take(self.app, args, kwargs)
-        if result is not None:
-            return result
-        return offload(self.real, *args, **kwargs)

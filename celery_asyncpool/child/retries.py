@@ -32,7 +32,7 @@ from .jobcontext import JobContext, current_job
 from .softhook import in_hook
 from .trace import can_settle, on_loop_thread
 
-__all__ = ["RetryAfterBody", "body_ended", "send_retry", "take"]
+__all__ = ["RetryAfterBody", "SendTask", "body_ended", "send_retry"]
 
 logger = get_logger(__name__)
 
@@ -153,15 +153,26 @@ class RetryAfterBody:
             _call.reset(token)
 
 
-def take(app: Any, args: Any, options: dict[str, Any]) -> Any:
-    """Keep the message of ``app.send_task(*args, **options)`` if it is a next attempt.
+class SendTask:
+    """``app.send_task`` that keeps the message of a retry, and sends all others.
 
-    Returns what ``send_task`` returns; None for a message that is to be sent now.
+    Arguments:
+        app: the app.
+        send: its ``send_task``.
+        call: calls a function, which may block, with its arguments.
     """
-    call = _call.get()
-    if call is None or not call.wants(options):
-        return None
-    return call.take(app, args, options)
+
+    def __init__(self, app: Any, send: Callable[..., Any], call: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, send)
+        self.app = app
+        self.send = send
+        self.call = call
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        pending = _call.get()
+        if pending is not None and pending.wants(kwargs):
+            return pending.take(self.app, args, kwargs)
+        return self.call(self.send, *args, **kwargs)
 
 
 def _keep(job: JobContext, pending: PendingRetry) -> None:
