@@ -453,6 +453,15 @@ def def_gated(self, path):
     return "again"
 
 
+@app.task(bind=True)
+async def tells_when_cancelled(self):
+    record("waits", id=self.request.id)
+    try:
+        await asyncio.sleep(600)
+    finally:
+        record("cancelled", id=self.request.id)
+
+
 # One after the other.
 
 running = {}
