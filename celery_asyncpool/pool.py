@@ -16,11 +16,13 @@ from celery.utils.log import get_logger
 from celery.worker import state as worker_state
 from celery.worker.request import Request
 
+from .calls import name_of_call
 from .child.main import main
 from .core import protocol
 from .core.caps import Cap, Caps
 from .core.job import Callbacks, Job
 from .files import WholeFiles
+from .core.timelimits import Limits
 from .garbage import collect_less_often, restore_thresholds
 from .handover import ChildOptions
 from .lifespans import lifespans_of
@@ -41,7 +43,7 @@ from .request import (
 )
 from .settings import Settings, check_platform
 from .signals import asyncpool_process_started, warn_of_async_receivers
-from .tasklimits import check_tasks, job_limits
+from .tasklimits import NO_TIME_LIMITS, Refusals, job_limits, tell_left_out, tell_of_threads
 
 __all__ = ["Pool"]
 
@@ -75,7 +77,8 @@ class Pool(BasePool):
             self.options.get("maxtasksperchild"),
             self.options.get("max_memory_per_child"),
         )
-        check_tasks(self.app, self.settings.limits)
+        self._refusals = Refusals(self.app, self.settings.limits)
+        tell_of_threads(self.app, self.settings.limits)
         self._caps = Caps(self.settings.caps)
         self._warn_of_unused_caps()
         self._prefetch = Prefetch()
@@ -195,12 +198,15 @@ class Pool(BasePool):
         accept_callback: Callable[..., Any] | None = None,
         callback: Callable[..., Any] | None = None,
         error_callback: Callable[..., Any] | None = None,
+        timeout_callback: Callable[..., Any] | None = None,
         soft_timeout: float | None = None,
         timeout: float | None = None,
         correlation_id: str | None = None,
         **options: Any,
     ) -> Job:
         """Queue one call and return its record; never blocks.
+
+        What keeps it from running is its outcome, reported like any other.
 
         With a hub, Celery's semaphore lets in only what has a slot. Without
         one, tasks wait here: ``waitforslot`` is not needed, since a task that
@@ -212,32 +218,40 @@ class Pool(BasePool):
             accept=accept_callback,
             success=callback,
             error=error_callback,
+            timeout=timeout_callback,
             propagate=callbacks_propagate,
             terminate=self._terminate,
         )
+        own_limits = NO_TIME_LIMITS
         if isinstance(request, Request):
+            own_limits = request.time_limits
             callbacks = callbacks._replace(
                 revoked=request.revoked,
                 fail_for_good=functools.partial(fail_for_good, request),
                 may_crash=has_own_crash_budget(request),
             )
-        job = Job(
-            next(self._job_ids),
-            b"",
-            name=str(args[0]) if args else repr(target),
-            uuid=str(correlation_id),
-            callbacks=callbacks,
-        )
+        job_id = next(self._job_ids)
+        name = name_of_call(target, args)
+        job = Job(job_id, b"", name=name, uuid=str(correlation_id or job_id), callbacks=callbacks)
         error = None
         try:
-            job.limits = job_limits(soft_timeout, timeout, self.settings.limits, str(job))
-            job.payload = protocol.dumps(
-                (target, args, kwargs or {}, job.limits.soft, job.limits.hard)
-            )
+            job.limits = self._limits(job, own_limits, soft_timeout, timeout)
+            job.payload = _payload(target, args, kwargs or {}, job.limits)
         except Exception as exc:
             error = exc
         self._in_hub(self._started.submit, job, error)
         return job
+
+    def _limits(self, job: Job, own: tuple[Any, Any], soft: Any, hard: Any) -> Limits:
+        """Return the limits of *job*; *own* are those of the call itself, hard and soft.
+
+        Raises ``ValueError`` where the task cannot run with what it has.
+        """
+        self._refusals.check(job.name, *own)
+        limits = job_limits(soft, hard, self.settings.limits)
+        if own != NO_TIME_LIMITS:
+            tell_left_out(limits, soft, str(job))
+        return limits
 
     def terminate_job(self, pid: int, signal: int | None = None) -> None:
         """Nothing: process *pid* has other tasks too, so only ``Job.terminate`` ends one.
@@ -426,6 +440,20 @@ class Pool(BasePool):
             self._thread.call(function, *args)
         else:
             function(*args)
+
+
+def _payload(target: Any, args: Any, kwargs: Any, limits: Limits) -> bytes:
+    """Return what a process gets to run; raises whatever keeps it from being sent."""
+    try:
+        payload = protocol.dumps((target, args, kwargs, limits.soft, limits.hard))
+        protocol.check_size(payload)
+    except MemoryError as exc:
+        # Celery takes that for the end of its own process, and settles nothing.
+        raise ValueError(f"the call is too large to be sent to a process: {exc!r}") from exc
+    except Exception as exc:
+        exc.add_note("The call could not be sent to a process of the pool.")
+        raise
+    return payload
 
 
 def _cap_info(cap: Cap) -> dict[str, int]:

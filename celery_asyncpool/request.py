@@ -21,27 +21,49 @@ from celery.canvas import Signature
 from celery.exceptions import TimeLimitExceeded
 from celery.platforms import signals
 from celery.signals import task_failure
+from celery.utils.imports import symbol_by_name
 from celery.utils.log import get_logger
 from celery.worker import request
 from celery.worker import state as worker_state
 
+from .tasklimits import NO_TIME_LIMITS, call_time_limits
+
 __all__ = [
-    "DEFAULT_REQUEST",
     "Request",
     "fail_for_good",
     "finish_async_errbacks",
     "has_own_crash_budget",
+    "request_class",
     "use_request",
 ]
 
 logger = get_logger(__name__)
 
-#: What ``Task.Request`` is where nobody has chosen another one.
-DEFAULT_REQUEST = "celery.worker.request:Request"
+#: The ``timelimit`` of a message without one, as Celery sends it.
+_NONE_GIVEN = [None, None]
 
 
 class Request(request.Request):
-    """Reports a terminated or timed-out task once, when its fate is known."""
+    """Reports a terminated or timed-out task once, when its fate is known.
+
+    A class that a task has chosen comes before it (:func:`request_class`): what
+    its methods call with ``super()`` are those here.
+    """
+
+    @property
+    def time_limits(self) -> Any:
+        """The limits of the message, hard and soft; what cannot be a limit is left out."""
+        return self.__dict__.get("time_limits", NO_TIME_LIMITS)
+
+    @time_limits.setter
+    def time_limits(self, value: Any) -> None:
+        limits = NO_TIME_LIMITS
+        if value != _NONE_GIVEN:
+            limits = call_time_limits(value, f"{self.name}[{self.id}]")
+            # The task's process reads them there, for the next attempt.
+            headers: Any = self.request_dict
+            headers["timelimit"] = list(limits)
+        self.__dict__["time_limits"] = limits
 
     def terminate(self, pool: Any, signal: Any = None) -> None:
         """End the task's body, whatever *signal* says; then it is revoked.
@@ -62,6 +84,13 @@ class Request(request.Request):
         pool.catch_up()
         if self in worker_state.active_requests:
             super().cancel(pool, *args, **kwargs)
+
+    def on_timeout(self, soft: bool, timeout: Any) -> None:
+        """A limit is over: told once for each, for classes that want to know.
+
+        There is nothing to do here. The process that has the body has logged it,
+        and what becomes of the task is told by its end.
+        """
 
     def on_failure(
         self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
@@ -126,10 +155,24 @@ def fail_for_good(celery_request: Any, einfo: Any) -> None:
 
 
 def use_request(app: Any) -> None:
-    """Let the tasks of *app* use :class:`Request`, but for those with one of their own."""
+    """Let all tasks of *app* use :class:`Request`, below a class of their own."""
     for task in app.tasks.values():
-        if task.Request == DEFAULT_REQUEST:
-            task.Request = f"{__name__}:Request"
+        task.Request = request_class(symbol_by_name(task.Request))
+
+
+@functools.cache
+def request_class(chosen: type) -> type:
+    """Return the class for the requests of a task that has *chosen* one, by default Celery's.
+
+    Its methods are called as in other pools. What is no subclass of Celery's is
+    left as it is.
+    """
+    if chosen is request.Request:
+        return Request
+    if not issubclass(chosen, request.Request) or issubclass(chosen, Request):
+        return chosen
+    names = {"__module__": chosen.__module__, "__doc__": chosen.__doc__}
+    return type(chosen.__name__, (chosen, Request), names)
 
 
 def finish_async_errbacks() -> None:

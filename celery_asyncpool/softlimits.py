@@ -10,8 +10,6 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from .settings import BadSetting
-
 __all__ = ["check_hook", "hook_of"]
 
 OPTION = "on_soft_limit"
@@ -30,24 +28,23 @@ def hook_of(task: Any) -> Callable[[Any], Any] | None:
 
 
 def check_hook(task: Any, default_soft: float | None) -> None:
-    """Check the hook of *task*, an instance or a bound class.
+    """Check the hook of *task*.
 
     *default_soft* is the soft limit of tasks without their own. Raises
-    :exc:`~celery_asyncpool.settings.BadSetting` for a hook that cannot be called
-    with a task, and for one that the task has itself and no soft limit would call.
-    One that comes from a base class is there for those tasks that have a limit.
+    ``ValueError`` for a hook that cannot be called with a task, and for one that
+    the task has itself and no soft limit would call. One that comes from a base
+    class is there for those tasks that have a limit.
     """
     hook = hook_of(task)
     if hook is None:
         return
     if not callable(hook) or not _takes_the_task(hook):
-        raise BadSetting(
+        raise ValueError(
             f"{OPTION} of task {task.name} must be a function that takes the task, got {hook!r}"
         )
-    cls = task if inspect.isclass(task) else type(task)
-    is_its_own = OPTION in vars(cls)
+    is_its_own = OPTION in vars(type(task))
     if is_its_own and not task.soft_time_limit and not default_soft:
-        raise BadSetting(
+        raise ValueError(
             f"task {task.name} has {OPTION} and no soft limit that would call it: give it a "
             "soft_time_limit, or set task_soft_time_limit for all tasks"
         )

@@ -11,7 +11,6 @@ from celery import Task
 from . import checkpoints, eager, oncommit
 from .client import guard
 from .client.publish import call_in_thread, publish
-from .softlimits import check_hook
 
 if TYPE_CHECKING:
     from celery.exceptions import Retry
@@ -41,9 +40,7 @@ class AsyncTask(Base[P, R]):
     def bind(cls, app: Any) -> Any:
         """As ``Task.bind``; from now on blocking calls on event loops are named."""
         guard.install(app)
-        bound = super().bind(app)
-        check_hook(cls, app.conf.task_soft_time_limit)
-        return bound
+        return super().bind(app)
 
     def apply(self, /, *args: Any, **kwargs: Any) -> EagerResult[R]:
         """As ``Task.apply``, for ``async def`` bodies too; see :func:`.eager.apply`."""

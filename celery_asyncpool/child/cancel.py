@@ -76,6 +76,7 @@ class BodyControl:
         who: the task's name and id, for the log.
         on_started: called, on the loop's thread, when a body with a hard limit starts.
         on_cancelled: likewise when its hard limit, or a termination, cancels it.
+        on_limit: likewise when a limit is over: whether it is the soft one.
         on_stuck: likewise, with the verdict and the body's stack, when a cancelled
             body has not ended in time.
     """
@@ -89,6 +90,7 @@ class BodyControl:
         *,
         on_started: Callable[[], None],
         on_cancelled: Callable[[], None],
+        on_limit: Callable[[bool], None],
         on_stuck: Callable[[Verdict, str], None],
     ) -> None:
         self.clock = BodyClock(limits, grace)
@@ -96,6 +98,7 @@ class BodyControl:
         self._loop = loop
         self._on_started = on_started
         self._on_cancelled = on_cancelled
+        self._on_limit = on_limit
         self._on_stuck = on_stuck
         #: Held while the clock moves: a `def` body moves it from its thread.
         self._lock = threading.RLock()
@@ -277,8 +280,10 @@ class BodyControl:
         limits = self.clock.limits
         if action is Action.SOFT_LIMIT:
             logger.warning("Soft time limit (%ss) exceeded for %s", limits.soft, self.who)
+            self._on_limit(True)
         elif action is Action.HARD_LIMIT:
             logger.error("Hard time limit (%ss) exceeded for %s", limits.hard, self.who)
+            self._on_limit(False)
         elif action is Action.DETACH:
             self._on_stuck(self.clock.verdict, self._body_stack())
         self._arm()

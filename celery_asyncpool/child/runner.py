@@ -248,6 +248,7 @@ class Runner:
             job.who,
             on_started=functools.partial(self._on_started, job.job_id),
             on_cancelled=functools.partial(self._send_now, Kind.CANCELLED, job.job_id),
+            on_limit=functools.partial(self._on_limit, job.job_id),
             on_stuck=functools.partial(self._on_stuck, job.job_id),
         )
         job.control.task = asyncio.current_task()
@@ -261,6 +262,9 @@ class Runner:
         self.pipe.write(protocol.encode_time(Kind.STARTED, job_id, time.monotonic()))
         self.pipe.flush()
         self._schedule_flush()
+
+    def _on_limit(self, job_id: int, is_soft: bool) -> None:
+        self._send_now(Kind.LIMIT, job_id, protocol.SOFT if is_soft else protocol.HARD)
 
     def _on_stuck(self, job_id: int, verdict: Verdict, stack: str) -> None:
         logger.error("the body of job %d does not end; its process must go:\n%s", job_id, stack)

@@ -82,6 +82,8 @@ class Callbacks(NamedTuple):
     accept: Callable[..., Any] | None = None
     success: Callable[..., Any] | None = None
     error: Callable[..., Any] | None = None
+    #: Told when a limit is over: ``timeout(soft=..., timeout=...)``.
+    timeout: Callable[..., Any] | None = None
     #: Tells whether the task was revoked or has expired, and settles it if so.
     revoked: Callable[[], bool] | None = None
     #: Exceptions of a callback that go through to Celery instead of the log.
@@ -108,6 +110,7 @@ class Job:
     __slots__ = (
         "__weakref__",
         "callbacks",
+        "hard_is_told",
         "id",
         "limits",
         "name",
@@ -146,6 +149,8 @@ class Job:
         self.turn = 0
         #: It waits for its cap (see :mod:`.caps`), and has no slot of the worker.
         self.waits = False
+        #: Whether somebody was told that its hard limit is over.
+        self.hard_is_told = False
         #: The signal number with which somebody has asked for its end.
         self.terminating: int | None = None
 

@@ -15,6 +15,7 @@ WORKER_UP to parent none: ready for jobs
 ACK      to parent ``!d`` monotonic seconds: accepted; sent before the first step
 STARTED  to parent ``!d`` monotonic seconds: the body starts; only with a hard limit
 CANCELLED to parent none: the body is cancelled, by its hard limit or CANCEL
+LIMIT    to parent ``soft`` or ``hard``: that limit of the body is over
 STUCK    to parent pickled ``(verdict, stack)``: the body refuses to end; report it
 READY    to parent pickled ``(succeeded, value)``: the job's end, its slot is free;
                    empty where there is nothing to report (any more)
@@ -30,12 +31,15 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 __all__ = [
+    "HARD",
     "MAX_PAYLOAD",
+    "SOFT",
     "Framer",
     "Kind",
     "Message",
     "PayloadTooLarge",
     "ProtocolError",
+    "check_size",
     "decode_time",
     "dumps",
     "encode",
@@ -64,7 +68,11 @@ class Kind(IntEnum):
     CANCELLED = 9
     STUCK = 10
     ABORT = 11
+    LIMIT = 12
 
+
+#: Payloads of LIMIT.
+SOFT, HARD = b"soft", b"hard"
 
 KINDS = {int(kind): kind for kind in Kind}
 
@@ -90,13 +98,18 @@ def encode(kind: Kind, job_id: int = 0, payload: bytes = b"") -> bytes:
 
     Raises :exc:`PayloadTooLarge` for a *payload* over :data:`MAX_PAYLOAD` bytes.
     """
+    check_size(payload)
+    return HEADER.pack(len(payload), kind, job_id) + payload
+
+
+def check_size(payload: bytes) -> None:
+    """Raise :exc:`PayloadTooLarge` for a *payload* that no message can have."""
     size = len(payload)
     if size > MAX_PAYLOAD:
         raise PayloadTooLarge(
             f"a message of {size} bytes is over the limit of {MAX_PAYLOAD} bytes "
             "between the worker and its processes; pass large data by reference"
         )
-    return HEADER.pack(size, kind, job_id) + payload
 
 
 def encode_time(kind: Kind, job_id: int, seconds: float) -> bytes:

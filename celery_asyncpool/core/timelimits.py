@@ -14,7 +14,18 @@ from __future__ import annotations
 
 from enum import Enum
 
-__all__ = ["Action", "BodyClock", "BodyState", "Limits", "Verdict", "check_limits"]
+from .numbers import as_number
+
+__all__ = [
+    "Action",
+    "BodyClock",
+    "BodyState",
+    "Limits",
+    "Verdict",
+    "check_limits",
+    "is_no_limit",
+    "sensible_limit",
+]
 
 
 class Limits:
@@ -54,12 +65,24 @@ def check_limits(soft: object, hard: object, whose: str) -> Limits:
     return Limits(*checked)
 
 
+def sensible_limit(value: object) -> float | None:
+    """Return *value* if it can be a limit in seconds, else None."""
+    number = as_number(value)
+    return number if number is not None and number > 0 else None
+
+
+def is_no_limit(value: object) -> bool:
+    """Whether *value* says that there is no limit: None, or what is equal to 0."""
+    return value is None or value == 0 or as_number(value) == 0
+
+
 def _check(name: str, value: object, whose: str) -> float | None:
-    if value is None or value == 0:
+    if is_no_limit(value):
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+    limit = sensible_limit(value)
+    if limit is None:
         raise ValueError(f"{name} of {whose} must be a number of seconds above 0, got {value!r}")
-    return value
+    return limit
 
 
 class BodyState(Enum):

@@ -10,7 +10,9 @@ of each process, and writes all jobs of the turn with one write per process.
 
 from __future__ import annotations
 
+import functools
 import itertools
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -238,14 +240,25 @@ class Supervisor:
         self._jobs[job.id] = job
         self.slots_taken += 1
         if error is not None:
-            self._tell_error(job, error)
-            self._discard(job)
+            self._refuse(job, error)
         elif self._on_finished is not None:
             # Closing: the message stays unacknowledged, so the broker gives it
             # to somebody else.
             self._discard(job)
         else:
             self._enqueue(job)
+
+    def _refuse(self, job: Job, error: Exception) -> None:
+        """Report *error* of a job that cannot run, as that of one that has run.
+
+        It is accepted first, since that is when Celery acknowledges early.
+        """
+        try:
+            if job.callbacks.accept is not None:
+                self._call(job, job.callbacks.accept, os.getpid(), self._clock())
+            self._tell_error(job, error)
+        finally:
+            self._discard(job)
 
     def _enqueue(self, job: Job) -> None:
         self.dispatcher.enqueue(job)
@@ -412,12 +425,15 @@ class Supervisor:
         process.stuck.discard(job.id)
         process.overdue.pop(job.id, None)
         self.crashes.on_end(job.uuid)
-        if message.payload and job.finish():
-            self._tell_result(job, message.payload)
-        self._end(job)
-        self._kill_if_only_stuck(process)
-        if not process.jobs:
-            process.life.must_go(now=self._clock(), timeout=self.exit_timeout)
+        try:
+            if message.payload and job.finish():
+                self._tell_result(job, message.payload)
+        finally:
+            # Also when a callback lets Celery know that the broker is lost.
+            self._end(job)
+            self._kill_if_only_stuck(process)
+            if not process.jobs:
+                process.life.must_go(now=self._clock(), timeout=self.exit_timeout)
 
     def _on_started(self, process: WorkerProcess, message: Message) -> None:
         """A body with a hard limit starts; from here on our own clock runs too."""
@@ -432,6 +448,11 @@ class Supervisor:
         if job is not None:
             process.overdue.pop(job.id, None)  # it was only late
             self._backstops.set(job.id, self._clock() + self.cancel_grace + BACKSTOP_MARGIN)
+
+    def _on_limit(self, process: WorkerProcess, message: Message) -> None:
+        job = process.jobs.get(message.job_id)
+        if job is not None and not job.has_ended:
+            self._tell_timeout(job, is_soft=message.payload == protocol.SOFT)
 
     def _on_stuck(self, process: WorkerProcess, message: Message) -> None:
         """A body refuses to end: report its job now, and be rid of the process.
@@ -460,6 +481,7 @@ class Supervisor:
 
     def _report_timed_out(self, job: Job, stack: str) -> None:
         if job.time_out():
+            self._tell_timeout(job, is_soft=False)
             error = TimeLimitExceeded(job.limits.hard)
             error.add_note(f"When the limit was over, the task's body was here:\n{stack}")
             self._tell_error(job, error)
@@ -585,14 +607,34 @@ class Supervisor:
         except Exception as exc:
             self._tell_error(job, exc)
             return
-        callback = job.callbacks.success if succeeded else job.callbacks.error
-        if callback is not None:
-            self._call(job, callback, value)
+        if not succeeded:
+            self._tell_failure(job, value)
+        elif job.callbacks.success is not None:
+            self._call(job, job.callbacks.success, value)
 
     def _tell_error(self, job: Job, error: Exception) -> None:
         """Report *error* as the outcome of *job*."""
+        self._tell_failure(job, _einfo(error))
+
+    def _tell_failure(self, job: Job, einfo: Any) -> None:
         if job.callbacks.error is not None:
-            self._call(job, job.callbacks.error, _einfo(error))
+            self._call(job, job.callbacks.error, einfo)
+        else:
+            logger.error(
+                "job %d %s failed, and nobody has asked to be told: %s", job.id, job, einfo
+            )
+
+    def _tell_timeout(self, job: Job, *, is_soft: bool) -> None:
+        """One of the limits of *job* is over: say so, once for each."""
+        if not is_soft:
+            if job.hard_is_told:
+                return
+            job.hard_is_told = True
+        if job.callbacks.timeout is not None:
+            seconds = job.limits.soft if is_soft else job.limits.hard
+            self._call(
+                job, functools.partial(job.callbacks.timeout, soft=is_soft, timeout=seconds)
+            )
 
     def _discard(self, job: Job) -> None:
         job.discard()
@@ -713,6 +755,8 @@ class Supervisor:
             self._on_started(process, message)
         elif kind is Kind.CANCELLED:
             self._on_cancelled(process, message)
+        elif kind is Kind.LIMIT:
+            self._on_limit(process, message)
         elif kind is Kind.STUCK:
             self._on_stuck(process, message)
         elif kind is Kind.STATUS:
