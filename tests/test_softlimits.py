@@ -9,10 +9,7 @@ import pytest
 from celery import Celery, Task
 
 from celery_asyncpool import AsyncTask
-from celery_asyncpool.core.timelimits import Limits
-from celery_asyncpool.settings import BadSetting
 from celery_asyncpool.softlimits import check_hook, hook_of
-from celery_asyncpool.tasklimits import check_tasks
 
 
 @pytest.fixture
@@ -113,33 +110,23 @@ def test_no_hook(app, base):
 )
 def test_hook_with_a_limit(app, options, default):
     """The task's own limit will do, and one for all tasks."""
-    app.conf.task_soft_time_limit = default
-    add(app, AsyncTask, on_soft_limit=async_hook, **options)
-    add(app, name="proj.plain", on_soft_limit=async_hook, **options)
-
-    check_tasks(app, Limits(default))
+    check_hook(add(app, AsyncTask, on_soft_limit=async_hook, **options), default)
+    check_hook(add(app, name="proj.plain", on_soft_limit=async_hook, **options), default)
 
 
+@pytest.mark.parametrize("base", [Task, AsyncTask])
 @pytest.mark.parametrize("options", [{}, {"soft_time_limit": 0}, {"soft_time_limit": None}])
-def test_hook_without_a_limit_of_an_async_task(app, options):
-    """It fails where Celery makes the task: at the decorator, or when the app is finalized."""
-    app.finalize()
+def test_hook_without_a_limit(app, base, options):
+    """The error says what is missing, and where it may come from."""
+    task = add(app, base, on_soft_limit=hook, **options)
 
-    with pytest.raises(BadSetting) as raised:
-        add(app, AsyncTask, on_soft_limit=hook, **options)
+    with pytest.raises(ValueError, match="no soft limit") as raised:
+        check_hook(task, None)
 
     assert str(raised.value) == (
-        "celery_asyncpool: task proj.task has on_soft_limit and no soft limit that would call "
-        "it: give it a soft_time_limit, or set task_soft_time_limit for all tasks"
+        "task proj.task has on_soft_limit and no soft limit that would call it: give it a "
+        "soft_time_limit, or set task_soft_time_limit for all tasks"
     )
-
-
-def test_hook_without_a_limit_of_a_plain_task(app):
-    """It fails when the worker starts."""
-    add(app, on_soft_limit=hook)
-
-    with pytest.raises(BadSetting, match=r"task proj\.task has on_soft_limit and no soft limit"):
-        check_tasks(app, Limits())
 
 
 def test_hook_without_a_limit_of_a_class(app):
@@ -151,8 +138,10 @@ def test_hook_without_a_limit_of_a_class(app):
         def on_soft_limit(self):
             """Nothing would call this."""
 
-    with pytest.raises(BadSetting, match=r"task proj\.report has on_soft_limit"):
-        app.register_task(Report())
+    task = app.register_task(Report())
+
+    with pytest.raises(ValueError, match=r"task proj\.report has on_soft_limit"):
+        check_hook(task, None)
 
 
 def test_hook_of_a_base_class_without_a_limit(app):
@@ -160,7 +149,6 @@ def test_hook_of_a_base_class_without_a_limit(app):
     task = add(app, WithMethod)
 
     check_hook(task, None)
-    check_tasks(app, Limits())
 
 
 @pytest.mark.parametrize(
@@ -169,12 +157,11 @@ def test_hook_of_a_base_class_without_a_limit(app):
 @pytest.mark.parametrize("base", [Task, AsyncTask])
 def test_hook_that_cannot_be_called(app, base, option):
     """The error names the task and the hook."""
-    with pytest.raises(BadSetting) as raised:
+    with pytest.raises(ValueError, match="must be a function") as raised:
         check_hook(add(app, base, on_soft_limit=option, soft_time_limit=5), None)
 
     assert str(raised.value) == (
-        "celery_asyncpool: on_soft_limit of task proj.task must be a function that takes the "
-        f"task, got {option!r}"
+        f"on_soft_limit of task proj.task must be a function that takes the task, got {option!r}"
     )
 
 

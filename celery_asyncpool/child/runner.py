@@ -20,11 +20,12 @@ from typing import Any
 from billiard.common import human_status
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import WorkerLostError
-from celery.app.trace import fast_trace_task, trace_task_ret
+from billiard.pool import MaybeEncodingError
 from celery.exceptions import Terminated, TimeLimitExceeded
 from celery.utils.log import get_logger
 from celery.utils.serialization import get_pickleable_exception
 
+from ..calls import is_traced, name_of_call
 from ..core import protocol
 from ..core.protocol import Kind
 from ..core.timelimits import Limits, Verdict
@@ -32,6 +33,7 @@ from ..pipe import Pipe
 from . import tasks
 from .cancel import BodyControl, BodyStopped
 from .django_threads import DjangoThreads
+from .functions import call_function
 from .jobcontext import JobContext, enter_job
 from .offload import offload, redis_counters
 from .parent_signals import ParentSignals
@@ -44,9 +46,6 @@ from .watchdog import Watchdog
 __all__ = ["Runner", "as_celery_expects", "share_keys"]
 
 logger = get_logger(__name__)
-
-#: What Celery gives to a pool to call: name, id and request come first.
-TRACERS = (fast_trace_task, trace_task_ret)
 
 #: Seconds after which the parent hears of counters that change all the time.
 REPORT_SECONDS = 1.0
@@ -206,11 +205,15 @@ class Runner:
         try:
             target, args, kwargs, soft, hard = _unpack(payload)
             del payload  # it would wait here as long as the body does
-            control = self._control(job, args, Limits(soft, hard))
+            control = self._control(job, target, args, Limits(soft, hard))
             if job.terminating:
                 control.clock.terminate(time.monotonic())
                 raise BodyStopped(None)
-            value = await self._call(target, args, kwargs)
+            if not is_traced(target):
+                self._schedule_flush()  # it tells how many threads are in use
+                value = await call_function(self.threads, job, target, args, kwargs)
+                return self._encode_value(job.job_id, value)
+            value = await self._trace(target, args, kwargs)
             if job.retries:
                 value = await drive(send_retry, job, value, offload)
             return self._encode(job.job_id, True, value)
@@ -239,8 +242,9 @@ class Runner:
         job.loop_settings = None
         self._send(ready)
 
-    def _control(self, job: JobContext, args: Any, limits: Limits) -> BodyControl:
-        job.who = f"{args[0]}[{args[1]}]" if len(args) > 1 else f"job {job.job_id}"
+    def _control(self, job: JobContext, target: Any, args: Any, limits: Limits) -> BodyControl:
+        its_id = args[1] if is_traced(target) else job.job_id
+        job.who = f"{name_of_call(target, args)}[{its_id}]"
         job.control = BodyControl(
             limits,
             self.grace,
@@ -273,11 +277,10 @@ class Runner:
     def _send_now(self, kind: Kind, job_id: int, payload: bytes = b"") -> None:
         self._send(protocol.encode(kind, job_id, payload))
 
-    async def _call(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if target in TRACERS:
-            run = self.runs.get(args[0]) or self._prepare_late(args[0])
-            if run.is_async:
-                return await drive(target, *args, **kwargs)
+    async def _trace(self, target: Any, args: Any, kwargs: Any) -> Any:
+        run = self.runs.get(args[0]) or self._prepare_late(args[0])
+        if run.is_async:
+            return await drive(target, *args, **kwargs)
         self._schedule_flush()  # it tells how many threads are in use
         return await self.threads.run(target, *args, **kwargs)
 
@@ -300,7 +303,7 @@ class Runner:
         return self._encode(job.job_id, False, _einfo(as_celery_expects(exc)))
 
     def _encode(self, job_id: int, succeeded: bool, value: Any) -> bytes:
-        """Return the READY frame, whatever *value* is."""
+        """Return the READY frame of what a tracer has returned, or of an error."""
         try:
             payload = protocol.dumps((succeeded, value))
             if not succeeded or value[0]:
@@ -309,6 +312,13 @@ class Runner:
         except Exception as exc:
             replacement = _pickleable(succeeded, value, exc)
             return protocol.encode(Kind.READY, job_id, protocol.dumps(replacement))
+
+    def _encode_value(self, job_id: int, value: Any) -> bytes:
+        """Return the READY frame of what a function has returned, whatever it is."""
+        try:
+            return protocol.encode(Kind.READY, job_id, protocol.dumps((True, value)))
+        except Exception as exc:
+            return self._encode(job_id, False, _einfo(MaybeEncodingError(exc, value)))
 
     # To the parent.
 
@@ -435,7 +445,7 @@ def _pickleable_einfo(einfo: Any) -> Any:
 def _unpack(payload: bytes) -> Any:
     """Return what is to be called, its arguments and its limits."""
     target, args, kwargs, soft, hard = protocol.loads(payload)
-    if target in TRACERS:
+    if is_traced(target):
         name, task_id, request, *rest = args
         args = (name, task_id, share_keys(request), *rest)
     return target, args, kwargs, soft, hard

@@ -82,8 +82,6 @@ class Callbacks(NamedTuple):
     accept: Callable[..., Any] | None = None
     success: Callable[..., Any] | None = None
     error: Callable[..., Any] | None = None
-    #: Told when a limit is over: ``timeout(soft=..., timeout=...)``.
-    timeout: Callable[..., Any] | None = None
     #: Tells whether the task was revoked or has expired, and settles it if so.
     revoked: Callable[[], bool] | None = None
     #: Exceptions of a callback that go through to Celery instead of the log.
@@ -94,6 +92,8 @@ class Callbacks(NamedTuple):
     fail_for_good: Callable[[Any], Any] | None = None
     #: Whether the job may take down processes without end, as somebody else counts.
     may_crash: bool = False
+    #: Told when a limit is over: ``timeout(soft=..., timeout=...)``.
+    timeout: Callable[..., Any] | None = None
 
 
 NO_CALLBACKS = Callbacks()

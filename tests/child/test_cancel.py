@@ -95,6 +95,8 @@ class Outcome:
         self.value: Any = None
         self.error: BaseException | None = None
         self.told: list[Any] = []
+        #: Of each limit that was over, whether it was the soft one.
+        self.limits: list[bool] = []
         self.probe: Any = None
         self.control: Any = None
 
@@ -130,6 +132,7 @@ def run_job(
             "proj.body[1f3c]",
             on_started=lambda: outcome.told.append("started"),
             on_cancelled=lambda: outcome.told.append("cancelled"),
+            on_limit=lambda is_soft: outcome.limits.append(is_soft),
             on_stuck=lambda verdict, stack: outcome.told.append((verdict, stack)),
         )
         job.control.task = asyncio.current_task()

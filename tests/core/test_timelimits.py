@@ -323,7 +323,8 @@ def test_terminate_before_start_and_end():
         (1.5, 1.6, Limits(1.5, 1.6)),
         (10, 0, Limits(10, None)),
         (0, 10, Limits(None, 10)),
-        (10, math.inf, Limits(10, math.inf)),
+        ("5", " 7.5 ", Limits(5, 7.5)),
+        ("0", "0.0", Limits(None, None)),
     ],
 )
 def test_check_limits_that_are_good(soft, hard, limits):
@@ -331,7 +332,9 @@ def test_check_limits_that_are_good(soft, hard, limits):
     assert check_limits(soft, hard, "task x") == limits
 
 
-@pytest.mark.parametrize("value", [-1, -0.5, math.nan, -math.inf, True, "5", "", [5], {}])
+@pytest.mark.parametrize(
+    "value", [-1, -0.5, math.nan, math.inf, -math.inf, True, "-5", "nan", "soon", "", [5], {}]
+)
 @pytest.mark.parametrize("name", ["soft_time_limit", "time_limit"])
 def test_check_limits_that_are_bad(name, value):
     """The error names the limit, whose it is, what is allowed, and what it got."""
@@ -345,7 +348,7 @@ def test_check_limits_that_are_bad(name, value):
     )
 
 
-@pytest.mark.parametrize(("soft", "hard"), [(10, 10), (10, 9.5), (math.inf, math.inf)])
+@pytest.mark.parametrize(("soft", "hard"), [(10, 10), (10, 9.5), ("10", "9.5")])
 def test_check_limits_of_which_the_hard_one_comes_first(soft, hard):
     """A soft limit that could never be told is refused."""
     with pytest.raises(ValueError, match="must be less") as raised:

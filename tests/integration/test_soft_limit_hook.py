@@ -150,23 +150,3 @@ def test_limit_of_the_worker(new_transport, start_worker):
 
         assert result.get(timeout=TIMEOUT) == "told"
         assert worker.count("hook", result) == 1
-
-
-@pytest.mark.parametrize("base", ["Task", "AsyncTask"])
-def test_hook_without_a_limit(new_transport, start_worker, base):
-    """The worker does not start, and says why in one sentence."""
-    app = "softhook_without_limit"
-    worker = start_worker(new_transport("redis"), app, env={"SOFTHOOK_BASE": base})
-    try:
-        worker.start()
-
-        assert worker.wait_exit() != 0
-
-        assert (
-            "Error: celery_asyncpool: task apps.softhook_without_limit.hook_without_limit has "
-            "on_soft_limit and no soft limit" in worker.log()
-        )
-        assert "Traceback" not in worker.log()
-    finally:
-        worker.kill_everything()
-        worker.client.close()
