@@ -21,8 +21,8 @@ from .child.main import main
 from .core import protocol
 from .core.caps import Cap, Caps
 from .core.job import Callbacks, Job
-from .files import WholeFiles
 from .core.timelimits import Limits
+from .files import WholeFiles
 from .garbage import collect_less_often, restore_thresholds
 from .handover import ChildOptions
 from .lifespans import lifespans_of
