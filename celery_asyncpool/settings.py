@@ -18,6 +18,7 @@ import click
 from celery.exceptions import ImproperlyConfigured
 
 from .core.maintenance import spread
+from .core.numbers import as_number, as_whole_number
 from .core.timelimits import Limits, check_limits
 from .cpus import usable_cpus
 
@@ -38,6 +39,12 @@ DEFAULT_THREADS = 32
 LOOPS = ("uvloop", "asyncio")
 
 DEFAULT_GC_THRESHOLD = 10_000
+
+#: What a text says where True or False is wanted, in any case: Celery's own words.
+TRUTHS = {
+    **dict.fromkeys(("true", "yes", "on", "1"), True),
+    **dict.fromkeys(("false", "no", "off", "0"), False),
+}
 
 BLOCKING_CALLS = ("warn", "error", "allow")
 
@@ -183,6 +190,8 @@ def _yes_or_no(conf: Mapping[str, Any], name: str, default: bool) -> bool:
     value = conf.get(name)
     if value is None:
         return default
+    if isinstance(value, str):
+        value = TRUTHS.get(value.strip().lower(), value)
     if not isinstance(value, bool):
         raise BadSetting(f"{name} must be True or False, got {value!r}")
     return value
@@ -190,15 +199,15 @@ def _yes_or_no(conf: Mapping[str, Any], name: str, default: bool) -> bool:
 
 def _whole_number_or_none(name: str, value: Any) -> int | None:
     """Check a limit of Celery's; 0 means none there, as it does for prefork."""
-    return None if value in (None, 0, "0") else _check_whole_number(name, value)
+    is_none = value is None or as_number(value) == 0
+    return None if is_none else _check_whole_number(name, value)
 
 
 def _check_whole_number(name: str, value: Any, least: int = 1) -> int:
-    if isinstance(value, str) and value.strip().isdecimal():
-        value = int(value)  # configuration that was read from the environment
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    number = as_whole_number(value)
+    if number is None or number < least:
         raise BadSetting(f"{name} must be a whole number of at least {least}, got {value!r}")
-    return value
+    return number
 
 
 def _seconds(conf: Mapping[str, Any], name: str, default: float, *, zero: bool = False) -> float:
@@ -206,11 +215,11 @@ def _seconds(conf: Mapping[str, Any], name: str, default: float, *, zero: bool =
     value = conf.get(name)
     if value is None:
         return default
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not (value > 0 or (zero and value == 0)):
+    number = as_number(value)
+    if number is None or not (number > 0 or (zero and number == 0)):
         least = "of at least 0" if zero else "above 0"
         raise BadSetting(f"{name} must be a number of seconds {least}, got {value!r}")
-    return float(value)
+    return float(number)
 
 
 def _caps(conf: Mapping[str, Any]) -> tuple[tuple[str, int], ...]:

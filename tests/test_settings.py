@@ -186,9 +186,12 @@ def test_loop_that_is_bad(value):
 
 
 @pytest.mark.parametrize("name", SECONDS)
-@pytest.mark.parametrize(("value", "seconds"), [(4, 4.0), (0.5, 0.5), (3600, 3600.0)])
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [(4, 4.0), (0.5, 0.5), (3600, 3600.0), ("4", 4.0), (" 0.5 ", 0.5), ("1e3", 1000.0)],
+)
 def test_seconds_that_are_good(name, value, seconds):
-    """Any positive number of seconds will do."""
+    """Any positive number of seconds will do, or the text of one."""
     settings = Settings.from_conf({name: value}, slots=1)
 
     assert getattr(settings, SECONDS[name]) == seconds
@@ -196,7 +199,9 @@ def test_seconds_that_are_good(name, value, seconds):
 
 
 @pytest.mark.parametrize("name", [name for name in SECONDS if name != "asyncpool_block_warning"])
-@pytest.mark.parametrize("value", [0, -1, 0.0, -0.5, math.nan, True, "4", "soon", [4.0]])
+@pytest.mark.parametrize(
+    "value", [0, -1, 0.0, -0.5, math.nan, math.inf, True, "0", "soon", "inf", "", [4.0]]
+)
 def test_seconds_that_are_bad(name, value):
     """The error names the setting, what is allowed, and what it got."""
     with pytest.raises(BadSetting) as raised:
@@ -207,7 +212,7 @@ def test_seconds_that_are_bad(name, value):
     )
 
 
-@pytest.mark.parametrize("value", [0, 0.0])
+@pytest.mark.parametrize("value", [0, 0.0, "0", "0.0"])
 def test_block_warning_of_zero(value):
     """No seconds of blocking are worth a warning: there is none."""
     settings = Settings.from_conf({"asyncpool_block_warning": value}, slots=1)
@@ -215,7 +220,7 @@ def test_block_warning_of_zero(value):
     assert settings.block_warning == 0.0
 
 
-@pytest.mark.parametrize("value", [-1, -0.5, math.nan, True, False, "0", [1.0]])
+@pytest.mark.parametrize("value", [-1, -0.5, math.nan, math.inf, True, False, "-1", "nan", [1.0]])
 def test_block_warning_that_is_bad(value):
     """The error names the setting, what is allowed, and what it got."""
     with pytest.raises(BadSetting) as raised:
@@ -236,6 +241,8 @@ def test_block_warning_that_is_bad(value):
         (None, 5, Limits(hard=5)),
         (5, 5.5, Limits(soft=5, hard=5.5)),
         (5, 0, Limits(soft=5)),
+        ("5", "5.5", Limits(soft=5, hard=5.5)),
+        ("0", None, Limits()),
     ],
 )
 def test_limits_that_are_good(soft, hard, limits):
@@ -248,11 +255,11 @@ def test_limits_that_are_good(soft, hard, limits):
 def test_limit_that_is_bad():
     """The error names the limit, the settings that it may come from, and what it got."""
     with pytest.raises(BadSetting) as raised:
-        Settings.from_conf({}, slots=1, soft_time_limit="5")
+        Settings.from_conf({}, slots=1, soft_time_limit="soon")
 
     assert str(raised.value) == (
         "celery_asyncpool: soft_time_limit of all tasks (task_soft_time_limit, "
-        "task_time_limit) must be a number of seconds above 0, got '5'"
+        "task_time_limit) must be a number of seconds above 0, got 'soon'"
     )
 
 
@@ -270,7 +277,21 @@ def test_caps_that_are_no_dictionary_of_names(value):
     )
 
 
-@pytest.mark.parametrize("value", ["yes", 1, 0, "False", []])
+@pytest.mark.parametrize(
+    ("value", "truth"),
+    [
+        *((text, True) for text in (True, "true", "True", " yes", "ON", "1")),
+        *((text, False) for text in (False, "false", "FALSE", "no", "off", "0")),
+    ],
+)
+def test_redis_batching(value, truth):
+    """True and False may be written as text, as environment variables are."""
+    settings = Settings.from_conf({"asyncpool_redis_batching": value}, slots=10)
+
+    assert settings.redis_batching is truth
+
+
+@pytest.mark.parametrize("value", ["", "maybe", "2", 1, 0, 1.0, []])
 def test_redis_batching_is_true_or_false(value):
     """Nothing else, since a text would be true whatever it says."""
     with pytest.raises(BadSetting, match="asyncpool_redis_batching must be True or False, got"):
@@ -314,7 +335,7 @@ def test_cap_that_is_bad(value):
 
 
 @pytest.mark.parametrize("option", ["max_tasks", "max_memory"])
-@pytest.mark.parametrize("value", [-1, 1.5, True, "many"])
+@pytest.mark.parametrize("value", [-1, 1.5, True, False, "many", "-1", math.nan, ""])
 def test_bad_limits_of_a_process(option, value):
     """A limit of a process's life is a whole number."""
     with pytest.raises(BadSetting, match=rf"worker_{option}_per_child must be a whole number"):
@@ -322,9 +343,10 @@ def test_bad_limits_of_a_process(option, value):
 
 
 @pytest.mark.parametrize("option", ["max_tasks", "max_memory"])
-def test_no_limit_of_a_process(option):
+@pytest.mark.parametrize("value", [0, "0", " 0", None])
+def test_no_limit_of_a_process(option, value):
     """0 is no limit, as it is for prefork."""
-    assert Settings.from_conf({}, slots=1, **{option: 0}) == Settings.from_conf({}, slots=1)
+    assert Settings.from_conf({}, slots=1, **{option: value}) == Settings.from_conf({}, slots=1)
 
 
 def test_limits_of_which_the_hard_one_comes_first():
