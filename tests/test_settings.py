@@ -152,7 +152,7 @@ def test_whole_number_that_is_good(name, value, number):
         (True, "True"),
         (False, "False"),
         ("", "''"),
-        ("0", "0"),
+        ("0", "'0'"),
         ("-1", "'-1'"),
         ("2.5", "'2.5'"),
         ("many", "'many'"),
