@@ -11,7 +11,7 @@ from unittest import mock
 
 import pytest
 from celery import Celery, Task, chain, chord, current_task, group, signals
-from celery.exceptions import Retry
+from celery.exceptions import Ignore, Retry
 
 from celery_asyncpool import LifespanError, eager, lifespan
 
@@ -665,3 +665,42 @@ def test_exit_in_a_body_leaves_the_loop_alone(app):
     assert asyncio.run(caller()) == "alive"
     with pytest.raises(SystemExit):
         run(leave)
+
+
+def test_retries_of_children_of_an_eager_body_are_one(app):
+    """As in the pool: a group of nothing but Retry is one retry, of Ignore one Ignore."""
+    attempts = []
+
+    @app.task(bind=True, shared=False)
+    async def grouped(self, verdict):
+        attempts.append(self.request.retries)
+        if self.request.retries:
+            return "again"
+        async with asyncio.TaskGroup() as group:
+            for _ in range(3):
+                group.create_task(child(self, verdict))
+
+    async def child(task, verdict):
+        raise task.retry(countdown=0) if verdict == "retry" else Ignore()
+
+    assert grouped.apply(args=("retry",)).get() == "again"
+    assert attempts == [0, 1]
+    assert grouped.apply(args=("ignore",)).state == "IGNORED"
+
+
+def test_error_beside_retries_of_an_eager_body(app):
+    """A group with an error in it is an error."""
+
+    @app.task(bind=True, shared=False)
+    async def grouped(self):
+        async with asyncio.TaskGroup() as group:
+            group.create_task(child(self.retry))
+            group.create_task(child(ValueError("no").with_traceback))
+
+    async def child(call):
+        raise call(None)
+
+    result = grouped.apply()
+
+    assert result.state == "FAILURE"
+    assert isinstance(result.result, ExceptionGroup)

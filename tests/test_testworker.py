@@ -156,7 +156,7 @@ def test_outcomes_are_those_of_a_worker(app):
 
 
 def test_last_attempt_has_the_last_word(app):
-    """A retry may end before the attempt before it has stored RETRY; its failure stays."""
+    """A retry leaves when the attempt before it has stored RETRY: its failure stays."""
 
     @app.task(bind=True, max_retries=2, shared=False)
     async def flaky(self):
@@ -166,6 +166,78 @@ def test_last_attempt_has_the_last_word(app):
         for result in [flaky.delay() for _ in range(50)]:
             with pytest.raises(ValueError, match="no"):
                 get(result)
+
+
+@pytest.mark.parametrize("kind", ["async", "def", "auto"])
+def test_attempts_do_not_overlap(app, kind):
+    """The next attempt, one, begins when `task_postrun` of the last is through."""
+    running, seen = set(), []
+
+    @app.task(bind=True, max_retries=None, shared=False)
+    async def async_flaky(self):
+        if self.request.retries < 5:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(3):
+                    group.create_task(ask(self))
+        return self.request.retries
+
+    async def ask(task):
+        task.retry(countdown=0)
+
+    @app.task(bind=True, max_retries=None, shared=False)
+    def def_flaky(self):
+        if self.request.retries < 5:
+            raise self.retry(countdown=0)
+        return self.request.retries
+
+    @app.task(
+        bind=True,
+        max_retries=None,
+        autoretry_for=(KeyError,),
+        default_retry_delay=0,
+        shared=False,
+    )
+    async def auto_flaky(self):
+        if self.request.retries < 5:
+            raise KeyError
+        return self.request.retries
+
+    @signals.task_prerun.connect
+    def begin(task_id, **kwargs):
+        seen.append(task_id in running)
+        running.add(task_id)
+
+    @signals.task_postrun.connect
+    def end(task_id, **kwargs):
+        time.sleep(0.005)
+        running.discard(task_id)
+
+    task = {"async": async_flaky, "def": def_flaky, "auto": auto_flaky}[kind]
+    before = task.retry, app.send_task
+    with start_worker(app):
+        assert [get(result) for result in [task.delay() for _ in range(10)]] == [5] * 10
+
+    assert seen == [False] * 60
+    assert (task.retry, app.send_task) == before
+
+
+def test_retry_that_cannot_be_sent(app):
+    """The task fails, and its handler hears of it."""
+    seen = []
+
+    class Base(Task):
+        def on_failure(self, exc, *args, **kwargs):
+            seen.append(type(exc).__name__)
+
+    @app.task(bind=True, base=Base, shared=False)
+    async def flaky(self, value=None):
+        raise self.retry(kwargs={"value": object()}, countdown=0)
+
+    with start_worker(app):
+        result = flaky.delay()
+        with pytest.raises(Exception, match="serializable"):
+            get(result)
+        wait_for(lambda: seen == ["EncodeError"], seen)
 
 
 def test_results_are_serialised(app):

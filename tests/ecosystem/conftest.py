@@ -6,6 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 
 from transports import (
+    flavour,
     make_transport,
     new_transport,
     redis_database,
@@ -15,6 +16,7 @@ from transports import (
 )
 
 __all__ = [
+    "flavour",
     "make_transport",
     "new_transport",
     "redis_database",

@@ -1,4 +1,4 @@
-"""OpenTelemetry: what its batches hold when a worker process ends is sent."""
+"""OpenTelemetry: no span is lost, at retries or when a worker process ends."""
 
 import signal
 from collections import Counter
@@ -70,3 +70,29 @@ def test_cold_stop(redis_transport, start_worker):
         worker.wait_exit()
 
     assert expected_spans("async_work").items() <= names_of_spans(worker).items()
+
+
+#: Enough that some of them began before the attempt before them was over.
+RETRIES = 25
+
+
+@pytest.mark.parametrize("task", ["async_again", "def_again", "auto_again"])
+def test_retries(redis_transport, start_worker, task):
+    """Each attempt has its span and each retry has one, all in one trace, one after the other."""
+    options = (redis_transport, "otel", "-c", 10, "--processes", 2)
+    with start_worker(*options) as worker, start_worker(*options) as other:
+        results = [worker.client.send(task, RETRIES) for _ in range(TASKS)]
+        assert [result.get(PATIENCE) for result in results] == [RETRIES] * TASKS
+
+    spans = worker.records("span") + other.records("span")
+    assert Counter(span["name"] for span in spans) == {
+        f"run/apps.otel.{task}": TASKS * (RETRIES + 1),
+        f"apply_async/apps.otel.{task}": TASKS * RETRIES,
+    }
+    lengths = Counter(span["trace"] for span in spans)
+    assert sorted(lengths.values()) == [2 * RETRIES + 1] * TASKS
+    parents = Counter(span["parent"] for span in spans)
+    assert parents.pop(None) == TASKS
+    assert set(parents.values()) == {1}
+    for complaint in ("Failed to detach context", "no existing span found"):
+        assert complaint not in worker.log() + other.log()

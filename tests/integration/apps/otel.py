@@ -31,7 +31,9 @@ RARELY = 3_600_000
 class SpanRecorder(SpanExporter):
     def export(self, spans):
         for span in spans:
-            record("span", name=span.name)
+            parent = span.parent.span_id if span.parent is not None else None
+            own = span.context
+            record("span", name=span.name, trace=own.trace_id, span=own.span_id, parent=parent)
         return SpanExportResult.SUCCESS
 
 
@@ -93,3 +95,25 @@ def def_work(number):
 async def waits(self):
     record("started", id=self.request.id)
     await asyncio.sleep(600)
+
+
+@app.task(bind=True, max_retries=None)
+async def async_again(self, times):
+    await asyncio.sleep(0)
+    if self.request.retries < times:
+        raise self.retry(countdown=0)
+    return times
+
+
+@app.task(bind=True, max_retries=None)
+def def_again(self, times):
+    if self.request.retries < times:
+        raise self.retry(countdown=0)
+    return times
+
+
+@app.task(max_retries=None, autoretry_for=(KeyError,), default_retry_delay=0, bind=True)
+async def auto_again(self, times):
+    if self.request.retries < times:
+        raise KeyError("again")
+    return times
