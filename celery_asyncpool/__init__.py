@@ -52,4 +52,7 @@ def __getattr__(name: str) -> Any:
     # worker needs the pool, and only a project the rest.
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "Pool":
+        # A sentence, where its modules would raise an ImportError.
+        importlib.import_module(".requirements", __name__).check_greenlet()
     return getattr(importlib.import_module(_MODULES[name], __name__), name)

@@ -17,7 +17,7 @@ from celery.bin import worker as worker_command
 from celery.bin.base import CeleryOption
 from celery.signals import celeryd_init
 
-from .settings import DEFAULT_SLOTS_PER_PROCESS, configured_processes
+from .settings import DEFAULT_SLOTS_PER_PROCESS, BadSetting, configured_processes
 
 __all__ = ["asyncpool"]
 
@@ -111,7 +111,10 @@ def _apply_worker_options(conf: Any, options: dict[str, Any], **kwargs: Any) -> 
 
 def _is_asyncpool(pool: Any) -> bool:
     if isinstance(pool, str):
-        pool = concurrency.get_implementation(pool)
+        try:
+            pool = concurrency.get_implementation(pool)
+        except BadSetting:
+            return True  # ours alone; the worker asks again, and ends with the sentence
     bases = getattr(pool, "__mro__", ())
     return any(f"{cls.__module__}:{cls.__name__}" == POOL_CLASS for cls in bases)
 

@@ -41,6 +41,7 @@ from .request import (
     has_own_crash_budget,
     use_request,
 )
+from .requirements import check_loop
 from .settings import Settings, check_platform
 from .signals import asyncpool_process_started, warn_of_async_receivers
 from .tasklimits import NO_TIME_LIMITS, Refusals, job_limits, tell_left_out, tell_of_threads
@@ -77,6 +78,7 @@ class Pool(BasePool):
             self.options.get("maxtasksperchild"),
             self.options.get("max_memory_per_child"),
         )
+        check_loop(self.settings.loop)
         self._refusals = Refusals(self.app, self.settings.limits)
         tell_of_threads(self.app, self.settings.limits)
         self._caps = Caps(self.settings.caps)

@@ -56,6 +56,7 @@ SHARED = [
     "redis_close",
     "redis_transport",
     "request",
+    "requirements",
     "settings",
     "signals",
     "softlimits",
