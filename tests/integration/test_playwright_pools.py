@@ -79,8 +79,8 @@ class ReadmeWorker(Worker):
         (tmp_path / "proj.py").write_text(code)
         env = {
             **chromium,
-            "BROKER_URL": transport.broker,
-            "RESULT_BACKEND": transport.backend,
+            "PROJ_BROKER": transport.broker,
+            "PROJ_RESULTS": transport.backend,
             "PYTHONPATH": str(tmp_path),
         }
         options = code.partition("-P asyncpool ")[2].partition("\n")[0].split()

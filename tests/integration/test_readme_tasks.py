@@ -22,8 +22,8 @@ def shop(redis_transport, tmp_path_factory):
     with (folder / "shop.py").open("a") as module:
         module.write(f"\napp.conf.task_default_queue = {redis_transport.queue!r}\n")
     environment = {
-        "BROKER_URL": redis_transport.broker,
-        "RESULT_BACKEND": redis_transport.backend,
+        "SHOP_BROKER": redis_transport.broker,
+        "SHOP_RESULTS": redis_transport.backend,
         "PYTHONPATH": str(folder),
     }
     options = ("-c", "20", "--processes", "2")
