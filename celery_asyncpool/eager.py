@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import os
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -42,8 +43,21 @@ from .child.jobcontext import (
     job_entered,
 )
 from .child.retries import body_ended
+from .loopcode import runs_a_loop
 from .outcomes import unwrapped
-from .tasktypes import HANDLERS, body_attribute, has_async_body
+from .pydantic_bodies import with_models
+from .returned import check_returned
+from .tasktypes import (
+    HANDLERS,
+    MAPS,
+    BodyWrapper,
+    body_attribute,
+    custom_call,
+    has_async_body,
+    has_hidden_body,
+    is_async,
+    mark_task,
+)
 
 __all__ = [
     "CallersLoop",
@@ -157,9 +171,10 @@ def apply(task: Any, original: Callable[..., Any], /, *args: Any, **kwargs: Any)
     registered = task.app.tasks.get(task.name, task)
     prepare(registered)
     work = functools.partial(_trace, functools.partial(original, *args, **kwargs))
-    if not _on_loop_thread() or not has_async_body(registered):
+    needs_loop = has_async_body(registered)
+    if not _on_loop_thread() or not (needs_loop or has_hidden_body(registered)):
         return work()
-    if current_job() is not None:
+    if needs_loop and current_job() is not None:
         raise EagerCallError(
             f"task {registered.name} was called eagerly from the body of another async task, "
             "whose event loop it would block: `await` it instead, with "
@@ -177,8 +192,12 @@ def prepare(task: Any) -> None:
     them back.
     """
     follow_task_stack()
+    if task.name in MAPS:
+        for mapped in task.app.tasks.values():
+            if mapped.name not in MAPS:
+                prepare(mapped)
     follow_jobs(task)
-    _wrap(task, body_attribute(task), _Body)
+    _wrap_body(task)
     for handler in HANDLERS:
         if getattr(type(task), handler) is not getattr(Task, handler):
             _wrap(task, handler)
@@ -229,40 +248,70 @@ def _own_stacks() -> Iterator[None]:
             _task_stack.pop()
 
 
-class _Call:
+class _Call(BodyWrapper):
     """A body or handler whose awaitable result an eager call's tracer gets awaited."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        functools.update_wrapper(self, function)
-        self.function = function
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         awaiter = _thread.awaiter
         if awaiter is None or awaiter.is_busy:
             return self.function(*args, **kwargs)  # not for an eager tracer
-        awaiter.is_busy = True
-        try:
-            value = self.function(*args, **kwargs)
-            return awaiter.run(value) if inspect.isawaitable(value) else value
-        finally:
-            awaiter.is_busy = False
+        return _await_with(awaiter, functools.partial(self.function, *args, **kwargs))
+
+
+def _await_with(awaiter: _Awaiter, call: Callable[[], Any]) -> Any:
+    """Make *call*, which runs code of the user's, and return what it gives, awaited."""
+    awaiter.is_busy = True
+    try:
+        value = call()
+    finally:
+        awaiter.is_busy = False
+    return _awaited(awaiter, value) if inspect.isawaitable(value) else value
+
+
+def _awaited(awaiter: _Awaiter, awaitable: Awaitable[Any]) -> Any:
+    awaiter.is_busy = True
+    try:
+        return awaiter.run(awaitable)
+    finally:
+        awaiter.is_busy = False
 
 
 class _Body(_Call):
-    """The task's own function."""
+    """The body of *task*."""
+
+    def __init__(self, function: Callable[..., Any], task: Any) -> None:
+        super().__init__(function)
+        self.task = task
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         awaiter = _thread.awaiter
         if awaiter is None or awaiter.is_busy:
             return self.function(*args, **kwargs)
-        return _with_one_outcome(functools.partial(super().__call__, *args, **kwargs))
+        if self.task.name in MAPS:  # they call other tasks in the place of the tracer
+            return self.function(*args, **kwargs)
+        return _with_one_outcome(self.task, functools.partial(super().__call__, *args, **kwargs))
 
 
-def _with_one_outcome(body: Callable[[], Any]) -> Any:
+def _wrap_body(task: Any) -> None:
+    name = body_attribute(task)
+    function = getattr(task, name)
+    if not _is_wrapped(function):
+        mark_task(task)
+        setattr(task, name, _Body(with_models(function, is_async), task))
+
+
+def _is_wrapped(function: Any) -> bool:
+    """Whether one of ours is in *function*; tools put their own around it (Sentry)."""
+    while function is not None and not isinstance(function, _Body):
+        function = getattr(function, "__wrapped__", None)
+    return function is not None
+
+
+def _with_one_outcome(task: Any, body: Callable[[], Any]) -> Any:
     """Call *body*, of whose many retries there may be one; see :mod:`.child.retries`."""
     error: BaseException | None = None
     try:
-        return body()
+        return check_returned(task, body())
     except BaseException as exc:
         error = unwrapped(exc)
         if error is exc or error is None:
@@ -275,35 +324,35 @@ def _with_one_outcome(body: Callable[[], Any]) -> Any:
         del error  # it refers to this frame
 
 
-def _wrap(task: Any, name: str, wrapper: type[_Call] = _Call) -> None:
+def _wrap(task: Any, name: str) -> None:
     function = getattr(task, name)
     if not isinstance(function, _Call):
-        setattr(task, name, wrapper(function))
+        setattr(task, name, _Call(function))
 
 
 def _wrap_custom_call(cls: type) -> None:
-    for base in cls.__mro__:
-        if base is Task:
-            return
-        method = base.__dict__.get("__call__")
-        if method is not None:
-            if not hasattr(method, "_celery_asyncpool_eager"):
-                setattr(base, "__call__", _custom_call(method))  # noqa: B010
-            return
+    call = custom_call(cls)
+    if call is not None and not hasattr(call, "_celery_asyncpool_eager"):
+        base = next(base for base in cls.__mro__ if "__call__" in base.__dict__)
+        setattr(base, "__call__", _custom_call(call, cls))  # noqa: B010
 
 
-def _custom_call(method: Callable[..., Any]) -> Any:
+def _custom_call(method: Callable[..., Any], cls: type) -> Any:
+    # Else its `self.run` is the body, and it gets the value of that.
+    is_body = is_async(method) or runs_a_loop(method, cls)
+
     @functools.wraps(method)
     def __call__(self: Any, /, *args: Any, **kwargs: Any) -> Any:
-        value = method(self, *args, **kwargs)
         awaiter = _thread.awaiter
-        if awaiter is None or awaiter.is_busy or not inspect.isawaitable(value):
+        call = functools.partial(method, self, *args, **kwargs)
+        if awaiter is None or awaiter.is_busy:
+            return call()
+        if is_body:
+            return _with_one_outcome(self, functools.partial(_await_with, awaiter, call))
+        value = call()
+        if not inspect.isawaitable(value):
             return value
-        awaiter.is_busy = True
-        try:
-            return _with_one_outcome(functools.partial(awaiter.run, value))
-        finally:
-            awaiter.is_busy = False
+        return _with_one_outcome(self, functools.partial(_awaited, awaiter, value))
 
     __call__._celery_asyncpool_eager = True  # type: ignore[attr-defined]
     return __call__
@@ -465,7 +514,12 @@ def _short(task: Any) -> str:
 
 
 def uses_django() -> bool:
-    return "django.db" in sys.modules
+    """Whether this process uses Django's ORM: to import it is not enough."""
+    if "django.db" not in sys.modules:
+        return False
+    from django.conf import ENVIRONMENT_VARIABLE, settings
+
+    return settings.configured or ENVIRONMENT_VARIABLE in os.environ
 
 
 def close_connections() -> None:

@@ -45,6 +45,7 @@ from .requirements import check_loop
 from .settings import Settings, check_platform
 from .signals import asyncpool_process_started, warn_of_async_receivers
 from .tasklimits import NO_TIME_LIMITS, Refusals, job_limits, tell_left_out, tell_of_threads
+from .tasktypes import name_hidden_bodies
 
 __all__ = ["Pool"]
 
@@ -81,6 +82,7 @@ class Pool(BasePool):
         check_loop(self.settings.loop)
         self._refusals = Refusals(self.app, self.settings.limits)
         tell_of_threads(self.app, self.settings.limits)
+        name_hidden_bodies(self.app)
         self._caps = Caps(self.settings.caps)
         self._warn_of_unused_caps()
         self._prefetch = Prefetch()

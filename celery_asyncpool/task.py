@@ -11,6 +11,7 @@ from celery import Task
 from . import checkpoints, eager, oncommit
 from .client import guard
 from .client.publish import call_in_thread, publish
+from .tasktypes import mark_task, use_models
 
 if TYPE_CHECKING:
     from celery.exceptions import Retry
@@ -40,7 +41,10 @@ class AsyncTask(Base[P, R]):
     def bind(cls, app: Any) -> Any:
         """As ``Task.bind``; from now on blocking calls on event loops are named."""
         guard.install(app)
-        return super().bind(app)
+        bound = super().bind(app)
+        use_models(cls)
+        mark_task(cls)
+        return bound
 
     def apply(self, /, *args: Any, **kwargs: Any) -> EagerResult[R]:
         """As ``Task.apply``, for ``async def`` bodies too; see :func:`.eager.apply`."""

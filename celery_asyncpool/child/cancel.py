@@ -40,6 +40,7 @@ from ..core.timelimits import Action, BodyClock, BodyState, Limits, Verdict
 from ..outcomes import unwrapped
 from .raising import raise_in_thread, take_back
 from .softhook import SoftLimitHook
+from .threadloops import wake_loops
 
 __all__ = ["BodyControl", "BodyStopped", "SoftLimitCancelled", "SoftLimitedBody", "StopThread"]
 
@@ -148,6 +149,11 @@ class BodyControl:
         """Whether the body was called in a thread, wherever it runs now."""
         return self._in_thread
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether :meth:`end` has been called for a body that had started."""
+        return self.clock.state is BodyState.ENDED
+
     def watch(self, awaitable: Any) -> Any:
         """The body's *awaitable*, in a form to be awaited instead of it."""
         # A future, say, is no coroutine: nothing can be thrown into it.
@@ -186,6 +192,22 @@ class BodyControl:
             # A task that raises it is cancelled; the thread has to see what it is.
             error = SoftTimeLimitExceeded(self.clock.limits.soft)
             raise error.with_traceback(exc.__traceback__) from None
+
+    def come_back(self) -> None:
+        """In the body's thread again, which has waited for what :meth:`watch` gave.
+
+        Raises what has become due on the way.
+        """
+        if not self._in_thread:
+            return
+        with self._lock:
+            self._thread = threading.get_ident()
+            self._coroutine = self.task = None
+            soft_is_due, self.soft_is_due = self.soft_is_due, False
+            if self.clock.state is not BodyState.RUNNING:
+                raise StopThread
+            if soft_is_due:
+                raise SoftTimeLimitExceeded(self.clock.limits.soft)
 
     def end(self) -> None:
         """The body has ended, however; harmless when it had before."""
@@ -294,6 +316,7 @@ class BodyControl:
             self.hook.start(self._loop, self._context)
         elif self._thread is not None:
             self._raise(self._thread, SoftTimeLimitExceeded)
+            wake_loops(self._thread)
         else:
             self.soft_is_due = True
             self._cancel_task()
@@ -303,6 +326,7 @@ class BodyControl:
         self.soft_is_due = False
         if self._thread is not None:
             self._raise(self._thread, StopThread)
+            wake_loops(self._thread)
         else:
             self._cancel_task()
         self._on_cancelled()

@@ -91,7 +91,7 @@ class SharedLoop(_Loop):  # type: ignore[misc]
                 executor = settings.executor
         return super().run_in_executor(executor, func, *args)
 
-    async def shutdown_default_executor(self, *args: Any, **kwargs: Any) -> None:
+    async def shutdown_default_executor(self, /, *args: Any, **kwargs: Any) -> None:
         """As the loop's; called by a job, for its own executor: the process's serves others."""
         settings = _settings_of_job(make=True)
         if settings is None:

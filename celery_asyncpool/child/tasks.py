@@ -19,7 +19,19 @@ from celery.app.task import Task as BaseTask
 from celery.exceptions import SoftTimeLimitExceeded
 from celery.utils.nodenames import gethostname
 
-from ..tasktypes import HANDLERS, body_attribute, has_async_body
+from ..loopcode import runs_a_loop
+from ..pydantic_bodies import with_models
+from ..returned import check_returned
+from ..tasktypes import (
+    HANDLERS,
+    MAPS,
+    BodyWrapper,
+    body_attribute,
+    custom_call,
+    has_async_body,
+    is_async,
+    mark_task,
+)
 from .cancel import BodyControl, BodyStopped, StopThread
 from .jobcontext import JobContext, current_job, follow_jobs
 from .offload import OffloadedBackend
@@ -30,12 +42,8 @@ from .trace import can_settle, in_tracer, settle
 __all__ = ["RunCall", "build_trace", "prepare"]
 
 
-class SettledCall:
+class SettledCall(BodyWrapper):
     """A function whose awaitable result the tracer gets awaited."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        functools.update_wrapper(self, function)  # copies its attributes, ours come last
-        self.function = function
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return settle(self.function(*args, **kwargs))
@@ -49,30 +57,17 @@ class RunCall(SettledCall):
         self.task = task
         #: Whether the task's jobs need no thread: the loop awaits their bodies.
         self.is_async = has_async_body(task)
+        #: Celery's own tasks that call others in the place of the tracer.
+        self.is_map = task.name in MAPS
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         job = current_job()
-        if job is None or job.in_body or not can_settle():
-            # Not the tracer: somebody calls the task directly.
+        if job is None or not _calls_for_tracer(job):
             return self.function(*args, **kwargs)
-        return run_body(job, self.task, functools.partial(self._call, job, args, kwargs))
-
-    def _call(self, job: JobContext, args: Any, kwargs: Any) -> Any:
-        job.in_body = True
-        try:
-            value = self.function(*args, **kwargs)
-        finally:
-            job.in_body = False
-        if inspect.isgenerator(value) or inspect.isasyncgen(value):
-            raise TypeError(
-                f"task {self.task.name} returned a generator, which nobody would run; "
-                "return a value, or a list of what it yields"
-            )
-        if inspect.isawaitable(value):
-            # A plain function that gives an awaitable: its later jobs need no
-            # thread (a decorator without functools.wraps hides what it wraps).
-            self.is_async = True
-        return value
+        call = functools.partial(self.function, *args, **kwargs)
+        if not self.is_map:
+            call = functools.partial(_call_body, job, call)
+        return run_body(job, self.task, call)
 
 
 class OutermostCall(SettledCall):
@@ -83,7 +78,27 @@ class OutermostCall(SettledCall):
         self.task = task
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        job = current_job()
+        if job is None or not _calls_for_tracer(job):
+            return self.function(*args, **kwargs)
         return call_for_tracer(self.task, self.function, *args, **kwargs)
+
+
+def _calls_for_tracer(job: JobContext) -> bool:
+    """Whether the tracer of *job* makes the call, or what it calls: not a body of the user's.
+
+    A body that calls a task gets what Python says, which may be a coroutine.
+    """
+    return not job.in_body and can_settle()
+
+
+def _call_body(job: JobContext, call: Callable[[], Any]) -> Any:
+    """Make *call*, which runs code of the user's."""
+    job.in_body = True
+    try:
+        return call()
+    finally:
+        job.in_body = False
 
 
 def call_for_tracer(task: Any, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
@@ -102,8 +117,11 @@ def run_body(job: JobContext, task: Any, call: Callable[[], Any]) -> Any:
     Raises ``BodyStopped`` where the pool has decided the outcome.
     """
     control = job.control
-    if control is None or control.has_started:
-        return settle(call())  # an errback that Celery calls in the failed task's job
+    if control is None or control.has_ended:
+        # An errback that Celery calls in the failed task's job.
+        return check_returned(task, settle(call()))
+    if control.has_started:
+        return check_returned(task, _settle_within(control, call()))
     error: BaseException | None = None
     try:
         return _run_to_end(job, task, control, call)
@@ -125,6 +143,17 @@ def _run_to_end(job: JobContext, task: Any, control: BodyControl, call: Callable
         if job.aborted:
             raise
         raise control.outcome(exc) or exc from exc
+
+
+def _settle_within(control: BodyControl, value: Any) -> Any:
+    """Await *value* for the body that *control* watches, which goes on then: one of ``MAPS``."""
+    if not inspect.isawaitable(value):
+        return value
+    watched = control.watch(value)
+    try:
+        return settle(watched)
+    finally:
+        control.come_back()
 
 
 def _run_limited(job: JobContext, task: Any, control: BodyControl, call: Callable[[], Any]) -> Any:
@@ -152,7 +181,7 @@ def _run_limited(job: JobContext, task: Any, control: BodyControl, call: Callabl
         error = control.outcome(None)
         if error is not None:
             raise error
-        return value
+        return check_returned(task, value)
     finally:
         if control.hook is not None and control.hook.is_running:
             settle(control.hook.stop(control.clock.grace))
@@ -166,7 +195,8 @@ def prepare(task: Any) -> RunCall:
     """
     follow_jobs(task)
     name = body_attribute(task)
-    run = RunCall(getattr(task, name), task)
+    mark_task(task)
+    run = RunCall(with_models(getattr(task, name), is_async), task)
     setattr(task, name, run)
     if not _settle_custom_call(type(task)):
         task.run = OutermostCall(task.run, task)
@@ -192,27 +222,30 @@ def build_trace(app: Any, task: Any) -> None:
 
 def _settle_custom_call(cls: type) -> bool:
     """Make an overridden ``__call__`` of *cls* the outermost call; False if there is none."""
-    for base in cls.__mro__:
-        if base is BaseTask:
-            return False
-        call = base.__dict__.get("__call__")
-        if call is not None:
-            if not hasattr(call, "_celery_asyncpool"):
-                setattr(base, "__call__", _outermost_method(call))  # noqa: B010
-            return True
-    return False
+    call = custom_call(cls)
+    if call is None:
+        return False
+    if not hasattr(call, "_celery_asyncpool"):
+        base = next(base for base in cls.__mro__ if "__call__" in base.__dict__)
+        setattr(base, "__call__", _outermost_method(call, cls))  # noqa: B010
+    return True
 
 
-def _outermost_method(method: Callable[..., Any]) -> Callable[..., Any]:
-    is_body = inspect.iscoroutinefunction(inspect.unwrap(method))
+def _outermost_method(method: Callable[..., Any], cls: type) -> Callable[..., Any]:
+    # Else its `self.run` is the body, and it gets the value of that.
+    is_body = is_async(method) or runs_a_loop(method, cls)
 
     @functools.wraps(method)
     def __call__(self: Any, /, *args: Any, **kwargs: Any) -> Any:
         job = current_job()
-        if is_body and job is not None and can_settle():
-            call = functools.partial(method, self, *args, **kwargs)
-            return call_for_tracer(self, run_body, job, self, call)
-        return call_for_tracer(self, method, self, *args, **kwargs)
+        call = functools.partial(method, self, *args, **kwargs)
+        if job is not None and not _calls_for_tracer(job):
+            return call()
+        if is_body and job is not None:
+            return call_for_tracer(
+                self, run_body, job, self, functools.partial(_call_body, job, call)
+            )
+        return call_for_tracer(self, call)
 
     __call__._celery_asyncpool = True  # type: ignore[attr-defined]
     return __call__
