@@ -70,7 +70,7 @@ class AsyncTask(Base[P, R]):
         result: AsyncResult[R] = await _publish(self.app, call)
         return result
 
-    def delay_on_commit(self, *args: P.args, **kwargs: P.kwargs) -> None:
+    def delay_on_commit(self, /, *args: P.args, **kwargs: P.kwargs) -> None:
         """Django: ``delay`` when the transaction is committed, at once where there is none."""
         oncommit.call_on_commit(self, functools.partial(self.delay, *args, **kwargs))
 
@@ -83,7 +83,7 @@ class AsyncTask(Base[P, R]):
         """Django: as :meth:`delay_on_commit`, with the options of ``apply_async``."""
         oncommit.call_on_commit(self, self._call_later(args, kwargs, options))
 
-    async def adelay_on_commit(self, *args: P.args, **kwargs: P.kwargs) -> None:
+    async def adelay_on_commit(self, /, *args: P.args, **kwargs: P.kwargs) -> None:
         """:meth:`delay_on_commit` for async code.
 
         Async code has no transaction of its own: without one that surrounds it, as that

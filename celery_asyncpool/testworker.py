@@ -413,7 +413,7 @@ def _einfo(exc: BaseException) -> ExceptionInfo:
         return ExceptionInfo()
 
 
-def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _call(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     return function(*args, **kwargs)
 
 

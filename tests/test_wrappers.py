@@ -13,7 +13,8 @@ from celery import Celery
 
 from celery_asyncpool import AsyncTask, eager
 from celery_asyncpool.child.jobcontext import JobContext, job_entered
-from celery_asyncpool.child.offload import RetryAfterBody, offload
+from celery_asyncpool.child.offload import offload
+from celery_asyncpool.child.retries import RetryAfterBody
 from celery_asyncpool.child.tasks import OutermostCall, RunCall, SettledCall, call_for_tracer
 from celery_asyncpool.child.threads import BodyThreads
 from celery_asyncpool.child.trace import call_in_thread, drive
@@ -78,7 +79,7 @@ WRAPPERS = {
     "SettledCall": lambda task: SettledCall(give),
     "RunCall": lambda task: RunCall(give, task),
     "OutermostCall": lambda task: OutermostCall(give, task),
-    "RetryAfterBody": lambda task: RetryAfterBody(give),
+    "RetryAfterBody": lambda task: RetryAfterBody(give, task),
     "call_for_tracer": lambda task: functools.partial(call_for_tracer, task, give),
     "call_in_thread": lambda task: functools.partial(call_in_thread, give),
     "offload": lambda task: functools.partial(offload, give),
