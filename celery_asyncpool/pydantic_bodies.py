@@ -59,7 +59,7 @@ def with_models(function: Any, is_async: Callable[[Any], bool]) -> Any:
 
 def _awaiting(wrapper: Any, models: _Models) -> Any:
     @functools.wraps(wrapper)
-    async def run(/, *args: Any, **kwargs: Any) -> Any:
+    async def run(*args: Any, **kwargs: Any) -> Any:
         args, kwargs = models.validate(args, kwargs)
         return models.dump(await wrapper(*args, **kwargs))
 
@@ -71,7 +71,7 @@ def _awaiting_perhaps(wrapper: Any, models: _Models) -> Any:
         return models.dump(await awaitable)
 
     @functools.wraps(wrapper)
-    def run(/, *args: Any, **kwargs: Any) -> Any:
+    def run(*args: Any, **kwargs: Any) -> Any:
         args, kwargs = models.validate(args, kwargs)
         value = wrapper(*args, **kwargs)
         return dump(value) if inspect.isawaitable(value) else models.dump(value)

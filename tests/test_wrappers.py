@@ -25,6 +25,7 @@ from .wrappers import all_names, functions
 
 #: Overrides, which are called with the names that their base class has given.
 OVERRIDES = {
+    "files.channel:_delete",
     "redis_transport.channel:basic_consume",
     "request:cancel",
     "testworker:_store_result",

@@ -95,7 +95,7 @@ class Channel(filesystem.Channel):
             raise ChannelError(f"Cannot open {self._table_path(exchange)}") from exc
         self._with_table(exchange, super()._queue_bind, exchange, *args)
 
-    def _delete(self, queue: str, exchange: str, /, *args: Any, **kwargs: Any) -> None:
+    def _delete(self, queue: str, exchange: str, *args: Any, **kwargs: Any) -> None:
         self._with_table(exchange, super()._delete, queue, exchange, *args, **kwargs)
 
     def _with_table(
