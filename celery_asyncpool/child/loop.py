@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from collections.abc import Callable
+from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 from .jobcontext import LoopSettings, current_job, job_of_task
 from .parent_signals import LEFT_TO_PARENT, leave_to_parent
+from .trace import call_on_loop
 
 __all__ = ["SharedLoop", "new_loop"]
 
@@ -46,7 +50,7 @@ class _FactoryOfJobs:
             factory = settings.task_factory
         if factory is None:
             return asyncio.Task(coro, loop=loop, **options)
-        return factory(loop, coro, **options)
+        return call_on_loop(partial(copy_context().run, factory, loop, coro, **options))
 
 
 class SharedLoop(_Loop):  # type: ignore[misc]
@@ -54,14 +58,14 @@ class SharedLoop(_Loop):  # type: ignore[misc]
 
     def set_task_factory(self, factory: Any) -> None:
         """As the loop's; called by a job, for its own tasks only."""
+        if factory is not None and not callable(factory):
+            raise TypeError("task factory must be a callable or None")
         settings = _settings_of_job(make=True)
         ours = super().get_task_factory()
         if settings is None:
-            is_ours = isinstance(ours, _FactoryOfJobs)
-            super().set_task_factory(_FactoryOfJobs(factory) if is_ours else factory)
+            is_needed = factory is not None or isinstance(ours, _FactoryOfJobs)
+            super().set_task_factory(_FactoryOfJobs(factory) if is_needed else None)
             return
-        if factory is not None and not callable(factory):
-            raise TypeError("task factory must be a callable or None")
         settings.task_factory = factory
         settings.has_task_factory = True
         if not isinstance(ours, _FactoryOfJobs):
@@ -74,6 +78,15 @@ class SharedLoop(_Loop):  # type: ignore[misc]
             return settings.task_factory
         factory: Any = super().get_task_factory()
         return factory.of_process if isinstance(factory, _FactoryOfJobs) else factory
+
+    if sys.version_info >= (3, 14):
+
+        def create_task(self, coro: Any, **options: Any) -> Any:
+            """As the loop's; the first step of an eager task is made where the others are."""
+            create = super().create_task
+            if options.get("eager_start"):
+                return call_on_loop(partial(copy_context().run, create, coro, **options))
+            return create(coro, **options)
 
     def set_default_executor(self, executor: Any) -> None:
         """As the loop's; called by a job, for its own calls only."""

@@ -27,7 +27,7 @@ from .inherited import forget_parent
 from .jobcontext import follow_task_stack, job_of_task
 from .lifespans import ProcessLifespans
 from .loop import new_loop
-from .monitoring import flush_monitoring
+from .monitoring import flush_monitoring, prepare_monitoring
 from .orphan import ORPHAN_GRACE, OrphanGuard
 from .parent_signals import ParentSignals, take_back_signals
 from .runner import Runner
@@ -78,6 +78,7 @@ def _start(app: Any, end: ChildEnd, options: ChildOptions) -> _Process:
     # Sends worker_process_init, before any loop runs: Django's fixup and others
     # make blocking calls there that Django refuses while one does.
     process_initializer(app, options.hostname)
+    prepare_monitoring()
     _take_back_sigchld()
     take_back_signals()
     allow_forks()

@@ -1,7 +1,8 @@
-"""The last batch of what monitoring tools hold, sent when a worker process ends.
+"""What monitoring tools need of a worker process: at its start, and at its end.
 
-Their own hooks are not on our way: some wrap functions of Celery's own child
-process, and handlers of ``atexit`` do not run in a forked process.
+At the end the last batch of what they hold is sent. Their own hooks are not on
+our way: some wrap functions of Celery's own child process, and handlers of
+``atexit`` do not run in a forked process.
 """
 
 from __future__ import annotations
@@ -14,9 +15,28 @@ from typing import Any
 
 from celery.utils.log import get_logger
 
-__all__ = ["flush_monitoring"]
+__all__ = ["flush_monitoring", "prepare_monitoring"]
 
 logger = get_logger(__name__)
+
+
+class _NoTrace:
+    """Stands in New Relic's cache of running traces, for none."""
+
+    transaction = None
+
+
+_no_trace = _NoTrace()
+
+
+def prepare_monitoring() -> None:
+    """Make the tools that are in use find a job's body where its tracer has begun it."""
+    newrelic: Any = sys.modules.get("newrelic.core.trace_cache")
+    if hasattr(newrelic, "trace_cache"):
+        # It looks at greenlets only while there is something in its cache, so
+        # it would begin the first transaction under another key than it looks
+        # for later. The cache refers to this weakly.
+        newrelic.trace_cache()[__name__] = _no_trace
 
 
 def flush_monitoring(timeout: float) -> None:

@@ -2,14 +2,17 @@
 
 The tracer is synchronous: it calls the task and expects its result. Each job
 of an async task runs it in a greenlet. Where the tracer calls the task's
-function, :func:`settle` switches to the loop's greenlet, the loop awaits the
-coroutine, and the greenlet is switched back in with the result or exception:
-the tracer sees an ordinary call. Blocking calls that the tracer makes leave
-the same way, for a thread (:mod:`.offload`).
+function, :func:`settle` steps the coroutine there, in the tracer's greenlet.
+What the coroutine waits for is switched out to the loop's greenlet, which
+waits for it in the job's asyncio task, and the outcome is switched in: the
+tracer sees an ordinary call. Blocking calls that the tracer makes leave the
+same way, for a thread (:mod:`.offload`).
 
-The greenlet shares the context of the job's asyncio task (it is the same
-object, not a copy), so ``task_prerun``, body and ``task_postrun`` are one
-context to OpenTelemetry, Sentry and everything else that uses contextvars.
+So tracer and body share whatever a tool may find them by: the greenlet, the
+asyncio task, the thread, and the context. The greenlet's context is that of
+the asyncio task (it is the same object, not a copy), so ``task_prerun``, body
+and ``task_postrun`` are one context to OpenTelemetry, Sentry and everything
+else that uses contextvars.
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
-from collections.abc import Awaitable, Callable
+import types
+from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
 import greenlet
@@ -26,6 +30,7 @@ __all__ = [
     "Tracer",
     "bind_loop",
     "call_in_thread",
+    "call_on_loop",
     "can_settle",
     "drive",
     "in_tracer",
@@ -51,19 +56,71 @@ def bind_loop(loop: asyncio.AbstractEventLoop | None) -> None:
 
 
 class Tracer(greenlet.greenlet):
-    """The greenlet in which one job's tracer runs."""
+    """The greenlet in which one job's tracer, and its async body, run."""
+
+    #: Whether async code is being stepped: it awaits, and never waits.
+    is_stepping = False
 
     def wait(self, awaitable: Awaitable[Any]) -> Any:
-        """Switch to the loop until *awaitable* is done; called by the tracer."""
+        """Step *awaitable* until it is done, and return its value; called by the tracer."""
+        steps: Any = awaitable if hasattr(awaitable, "throw") else _await(awaitable)
+        error: BaseException | None = None
+        value = None
+        self.is_stepping = True
+        try:
+            while True:
+                if error is None:
+                    pending = steps.send(value)
+                else:
+                    # Not in the handler below: async code sees no exception
+                    # but those that are raised in it.
+                    error, raised = None, error
+                    try:
+                        pending = steps.throw(raised)
+                    finally:
+                        del raised
+                loop_greenlet = self.parent
+                assert loop_greenlet is not None
+                try:
+                    value = loop_greenlet.switch(pending)
+                except BaseException as exc:
+                    error = exc
+        except StopIteration as stop:
+            return stop.value
+        finally:
+            self.is_stepping = False
+            del error, steps, awaitable
+
+    def call_on_loop(self, function: Callable[[], Any]) -> Any:
+        """Call *function* in the loop's greenlet, at once; called by async code."""
         loop_greenlet = self.parent
         assert loop_greenlet is not None
-        return loop_greenlet.switch(awaitable)
+        return loop_greenlet.switch(_Call(function))
+
+
+class _Call:
+    """What async code wants to be called in the loop's greenlet."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self.function = function
 
 
 def in_tracer() -> Tracer | None:
-    """Return the tracer whose greenlet the calling code runs in, if any."""
+    """Return the tracer whose greenlet the calling code runs in; None for its async code."""
     current = greenlet.getcurrent()
-    return current if isinstance(current, Tracer) else None
+    return current if isinstance(current, Tracer) and not current.is_stepping else None
+
+
+def call_on_loop(function: Callable[[], Any]) -> Any:
+    """Call *function*, which starts async code, where it will be stepped later on.
+
+    The first step of an eager task (Python 3.12) is made where it is started:
+    a library that remembers the greenlet of that step must not find a job's.
+    """
+    current = greenlet.getcurrent()
+    if isinstance(current, Tracer):
+        return current.call_on_loop(function)
+    return function()
 
 
 def on_loop_thread() -> bool:
@@ -71,23 +128,28 @@ def on_loop_thread() -> bool:
     return asyncio._get_running_loop() is not None
 
 
-async def drive(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    """Run *function* in a :class:`Tracer` and await what it waits for.
+@types.coroutine
+def drive(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+    """Run *function* in a :class:`Tracer` and wait for what it waits for.
 
     Returns its return value, or raises what it raises.
     """
     tracer = Tracer(function)
     tracer.gr_context = greenlet.getcurrent().gr_context
     try:
-        awaitable = tracer.switch(*args, **kwargs)
+        pending = tracer.switch(*args, **kwargs)
         while not tracer.dead:
             try:
-                value = await awaitable
+                value = pending.function() if type(pending) is _Call else (yield pending)
             except BaseException as exc:
-                awaitable = tracer.throw(type(exc), exc, exc.__traceback__)
+                tracer.parent = greenlet.getcurrent()
+                pending = tracer.throw(type(exc), exc, exc.__traceback__)
             else:
-                awaitable = tracer.switch(value)
-        return awaitable
+                # What it switches out comes here, also where a loop that runs
+                # in a loop steps it from another job's greenlet.
+                tracer.parent = greenlet.getcurrent()
+                pending = tracer.switch(value)
+        return pending
     finally:
         # The greenlet refers to its frames, and these to the exception that
         # passed through here: without this, a failed job is left to the
