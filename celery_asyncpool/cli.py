@@ -15,9 +15,9 @@ import click
 from celery import concurrency
 from celery.bin import worker as worker_command
 from celery.bin.base import CeleryOption
-from celery.signals import celeryd_init
+from celery.signals import celeryd_init, worker_init
 
-from .settings import DEFAULT_SLOTS_PER_PROCESS, BadSetting, configured_processes
+from .settings import BadSetting, configured_slots
 
 __all__ = ["asyncpool"]
 
@@ -105,8 +105,18 @@ def _apply_worker_options(conf: Any, options: dict[str, Any], **kwargs: Any) -> 
         return
     if processes is not None:
         conf.asyncpool_processes = processes
-    if not options.get("concurrency") and not conf.worker_concurrency:
-        conf.worker_concurrency = DEFAULT_SLOTS_PER_PROCESS * configured_processes(conf)
+    try:
+        conf.worker_concurrency = configured_slots(conf, options.get("concurrency"))
+    except BadSetting as exc:
+        # Celery logs what a receiver raises and goes on, but for this.
+        raise SystemExit(f"Error: {exc}") from None
+
+
+@worker_init.connect(dispatch_uid="celery_asyncpool.auto_concurrency")
+def _apply_auto_concurrency(sender: Any, **kwargs: Any) -> None:
+    """Before the worker makes CPUs of ``-c auto``: our default, as without ``-c``."""
+    if isinstance(sender.concurrency, str) and _is_asyncpool(sender.pool_cls):
+        sender.concurrency = sender.app.conf.worker_concurrency
 
 
 def _is_asyncpool(pool: Any) -> bool:

@@ -25,6 +25,7 @@ from .core.timelimits import Limits
 from .files import WholeFiles
 from .garbage import collect_less_often, restore_thresholds
 from .handover import ChildOptions
+from .knownsettings import tell_of_unknown_settings
 from .lifespans import lifespans_of
 from .parent.adopted import become_subreaper
 from .parent.hub import HubThread
@@ -80,6 +81,7 @@ class Pool(BasePool):
             self.options.get("max_memory_per_child"),
         )
         check_loop(self.settings.loop)
+        tell_of_unknown_settings(self.app.conf)
         self._refusals = Refusals(self.app, self.settings.limits)
         tell_of_threads(self.app, self.settings.limits)
         name_hidden_bodies(self.app)

@@ -24,11 +24,13 @@ from .cpus import usable_cpus
 
 __all__ = [
     "DEFAULT_SLOTS_PER_PROCESS",
+    "NAMES",
     "BadSetting",
     "Settings",
     "blocking_calls",
     "check_platform",
     "configured_processes",
+    "configured_slots",
 ]
 
 #: Slots per process where neither ``-c`` nor ``worker_concurrency`` says a number.
@@ -39,6 +41,22 @@ DEFAULT_THREADS = 32
 LOOPS = ("uvloop", "asyncio")
 
 DEFAULT_GC_THRESHOLD = 10_000
+
+#: All settings that are ours; those of Celery that the pool reads are not.
+NAMES = (
+    "asyncpool_processes",
+    "asyncpool_threads",
+    "asyncpool_loop",
+    "asyncpool_cancel_grace",
+    "asyncpool_drain_timeout",
+    "asyncpool_block_warning",
+    "asyncpool_blocking_calls",
+    "asyncpool_lifespan_timeout",
+    "asyncpool_max_crashes",
+    "asyncpool_limits",
+    "asyncpool_redis_batching",
+    "asyncpool_gc_threshold",
+)
 
 #: What a text says where True or False is wanted, in any case: Celery's own words.
 TRUTHS = {
@@ -155,6 +173,19 @@ class Settings:
     def slots_per_process(self) -> int:
         """Slots of each process at the start, so that all together are at least ``slots``."""
         return spread(self.slots, self.max_processes)[1]
+
+
+def configured_slots(conf: Mapping[str, Any], asked: Any = None) -> int:
+    """Return the slots that *asked* (``-c``), else ``worker_concurrency``, stands for.
+
+    Nothing, 0 and ``"auto"`` stand for the default, 100 for each process: to Celery
+    ``auto`` is as good as nothing for all pools but prefork. Raises :exc:`BadSetting`.
+    """
+    value = asked or conf.get("worker_concurrency")
+    is_auto = isinstance(value, str) and value.strip().lower() == "auto"
+    if value is None or is_auto or as_number(value) == 0:
+        return DEFAULT_SLOTS_PER_PROCESS * configured_processes(conf)
+    return _check_whole_number("worker_concurrency", value)
 
 
 def configured_processes(conf: Mapping[str, Any]) -> int:

@@ -47,6 +47,7 @@ SHARED = [
     "files",
     "garbage",
     "handover",
+    "knownsettings",
     "leftovers",
     "lifespans",
     "loopcode",

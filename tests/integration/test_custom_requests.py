@@ -73,6 +73,7 @@ def test_told_by_this_pool(worker):
     names = [f"{flavour}_{kind}" for flavour in ("async", "def") for kind in TOLD]
 
     with Events(worker.client.app) as events:
+        wait_for(lambda: events.seen, "a heartbeat: from now on all events are heard")
         check(worker, names)
         wait_for(lambda: len(events.ends()) == len(names), lambda: events.ends())
 
@@ -96,6 +97,7 @@ def test_revoke(worker):
     worker.wait_started(result)
 
     with Events(worker.client.app) as events:
+        wait_for(lambda: events.seen, "a heartbeat: from now on all events are heard")
         result.revoke(terminate=True)
         with pytest.raises(TaskRevokedError):
             result.get(timeout=TIMEOUT)

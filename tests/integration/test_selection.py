@@ -142,6 +142,53 @@ def test_slots_without_hub(request, start_worker, tmp_path_factory):
         assert [info["slots"] for info in worker.up_processes().values()] == [10, 10, 10]
 
 
+AUTO = pytest.param(
+    ("-c", "auto"),
+    "",
+    marks=pytest.mark.skipif(CELERY < (5, 7), reason="-c auto is new in Celery 5.7"),
+)
+
+
+@pytest.mark.parametrize(
+    ("args", "configured"),
+    [AUTO, ((), "worker_concurrency=' Auto'"), ((), "worker_concurrency=0")],
+)
+def test_auto_concurrency(redis_transport, start_worker, args, configured):
+    """``auto`` is as good as no ``-c``, as for all pools but prefork: 100 slots per process."""
+    with start_worker(
+        redis_transport, "configured", *args, "--processes", 2, env={"CONFIGURED": configured}
+    ) as worker:
+        assert worker.pool()["max-concurrency"] == 200
+        assert worker.client.send("add", 1, 2).get(timeout=TIMEOUT) == 3
+
+
+def test_settings_as_text(redis_transport, start_worker):
+    """Configuration that was read from the environment is text."""
+    env = {
+        "CONFIGURED": "worker_concurrency='8'; asyncpool_processes='2'; asyncpool_threads='4'; "
+        "asyncpool_redis_batching='false'; worker_proc_alive_timeout='60.5'; "
+        "task_time_limit='30'; worker_max_tasks_per_child='100'"
+    }
+    with start_worker(redis_transport, "configured", env=env) as worker:
+        pool = worker.pool()
+        assert pool["max-concurrency"] == 8
+        assert len(pool["processes"]) == 2
+        assert pool["timeouts"] == [0, 30]
+        assert pool["max-tasks-per-child"] == 100
+        assert [info["threads"] for info in worker.up_processes().values()] == [4, 4]
+        assert worker.client.send("add", 1, 2).get(timeout=TIMEOUT) == 3
+
+
+def test_unknown_setting(redis_transport, start_worker):
+    """It is named in an error line, whatever the log level; the worker runs."""
+    env = {"CONFIGURED": "asyncpool_thread=8"}
+    with start_worker(redis_transport, "configured", "-c", 1, env=env) as worker:
+        [line] = [line for line in worker.log().splitlines() if "asyncpool_thread " in line]
+
+    assert "ERROR" in line
+    assert line.endswith("did you mean asyncpool_threads?")
+
+
 @pytest.mark.skipif(CELERY < (5, 7), reason="worker_pool_start_method is new in Celery 5.7")
 def test_spawn(redis_transport, start_worker):
     """With worker_pool_start_method = "spawn" processes are fresh interpreters."""
@@ -187,6 +234,18 @@ def run_worker(request, *args, env=None):
         (
             "asyncpool_threads='many'",
             "asyncpool_threads must be a whole number of at least 1, got 'many'",
+        ),
+        (
+            "worker_concurrency='many'",
+            "worker_concurrency must be a whole number of at least 1, got 'many'",
+        ),
+        (
+            "worker_concurrency=True",
+            "worker_concurrency must be a whole number of at least 1, got True",
+        ),
+        (
+            "worker_proc_alive_timeout='soon'",
+            "worker_proc_alive_timeout must be a number of seconds above 0, got 'soon'",
         ),
         ("asyncpool_loop='trio'", "asyncpool_loop must be 'uvloop' or 'asyncio', got 'trio'"),
         (
