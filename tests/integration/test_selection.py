@@ -151,7 +151,7 @@ AUTO = pytest.param(
 
 @pytest.mark.parametrize(
     ("args", "configured"),
-    [AUTO, ((), "worker_concurrency=' Auto'"), ((), "worker_concurrency=0")],
+    [AUTO, (("-c", 0), ""), ((), "worker_concurrency=' Auto'")],
 )
 def test_auto_concurrency(redis_transport, start_worker, args, configured):
     """``auto`` is as good as no ``-c``, as for all pools but prefork: 100 slots per process."""
