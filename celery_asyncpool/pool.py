@@ -46,6 +46,7 @@ from .requirements import check_loop
 from .settings import Settings, check_platform
 from .signals import asyncpool_process_started, warn_of_async_receivers
 from .tasklimits import NO_TIME_LIMITS, Refusals, job_limits, tell_left_out, tell_of_threads
+from .taskstate import remember
 from .tasktypes import name_hidden_bodies
 
 __all__ = ["Pool"]
@@ -115,6 +116,7 @@ class Pool(BasePool):
         self._redis.install(self.app)
         self._files.install()
         use_request(self.app)
+        remember(self.app)
         finish_async_errbacks()
         warn_of_async_receivers()
         _, hostname = self.options["initargs"]

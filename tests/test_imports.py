@@ -66,6 +66,7 @@ SHARED = [
     "softlimits",
     "task",
     "tasklimits",
+    "taskstate",
     "tasktypes",
 ]
 

@@ -20,6 +20,7 @@ from ..handover import PROCESS_VARIABLE, ChildEnd, ChildOptions
 from ..leftovers import kill_leftovers
 from ..lifespans import LifespanError
 from ..pipe import Pipe
+from ..taskstate import put_back
 from . import offload, tasks, trace
 from .django_threads import backend_class, django_threads, forget_pools, keep_fixup_off_loop
 from .forks import allow_forks
@@ -74,6 +75,7 @@ def _start(app: Any, end: ChildEnd, options: ChildOptions) -> _Process:
     WholeFiles().install()  # a fork has it already
     app.loader.init_worker()  # a spawned child has imported no task yet
     app.finalize()
+    put_back(app)
     runs = _prepare_tasks(app, options.redis_batching)
     # Sends worker_process_init, before any loop runs: Django's fixup and others
     # make blocking calls there that Django refuses while one does.

@@ -45,3 +45,21 @@ def test_guard(worker):
     wait_for(lambda: events(worker, "blocks", "transaction"), worker.tail)
     [transaction] = events(worker, "blocks", "transaction")
     assert "queue.publish" in transaction["spans"]
+
+
+def test_a_later_process(new_transport, start_worker):
+    """A process that replaces another is watched, and awaits on its loop, as the first one."""
+    options = ("-c", "20", "--processes", "1", "--max-tasks-per-child", "1")
+    with start_worker(new_transport("redis"), "client_sentry", *options) as worker:
+        worker.client.module = "apps.client"
+        [first] = worker.pool_pids()
+        worker.client.send("wait", 0.01, 1).get(PATIENCE)
+        wait_for(lambda: first not in worker.pool_pids() and worker.up_processes(), worker.tail)
+
+        with pytest.raises(ValueError, match="no"):
+            worker.client.send("fail", "no").get(PATIENCE)
+
+        wait_for(lambda: events(worker, "fail", "error"), worker.tail)
+        [error] = events(worker, "fail", "error")
+        assert error["error"] == ["ValueError"]
+        assert error["pid"] != first
