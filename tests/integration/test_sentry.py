@@ -56,6 +56,7 @@ def test_a_later_process(new_transport, start_worker):
         worker.client.send("wait", 0.01, 1).get(PATIENCE)
         wait_for(lambda: first not in worker.pool_pids() and worker.up_processes(), worker.tail)
 
+        assert worker.client.send("where").get(PATIENCE) is True
         with pytest.raises(ValueError, match="no"):
             worker.client.send("fail", "no").get(PATIENCE)
 

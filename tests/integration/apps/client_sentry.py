@@ -1,5 +1,7 @@
 """The app of client.py, with Sentry, whose events go to the record."""
 
+import threading
+
 import sentry_sdk
 from sentry_sdk.integrations.celery import CeleryIntegration
 from sentry_sdk.transport import Transport
@@ -21,6 +23,11 @@ class Recorder(Transport):
                 error=[e["type"] for e in event.get("exception", {}).get("values", [])],
                 spans=[span["op"] for span in event.get("spans", [])],
             )
+
+
+@app.task(name="apps.client.where")
+async def where():
+    return threading.current_thread() is threading.main_thread()
 
 
 sentry_sdk.init(
