@@ -15,6 +15,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import sys
 import textwrap
 from functools import cache
 from typing import Any, NamedTuple
@@ -279,9 +280,17 @@ EXPECTED: tuple[Has | Calls | Sets | Frame, ...] = (
         "Django: pools",
         DJANGO >= (5, 1),
     ),
+    # What Celery makes of a task's function.
+    Has("celery.app.task:Task.__call__", "tasktypes: whether a class overrides it"),
+    Calls("celery.app.base:pydantic_wrapper", 6, (), "pydantic_bodies: how its wrapper is known"),
+    Frame("celery.app.base", "wrapper", "pydantic_bodies: how its wrapper is known"),
+    Frame("celery.app.builtins", "xmap", "tasktypes: map calls tasks and wants their values"),
+    Frame("celery.app.builtins", "xstarmap", "tasktypes: chunks, too"),
     # Python.
     Has("greenlet:greenlet.gr_context", "the tracer shares the job's context"),
     Has("asyncio:_get_running_loop", "guard, eager calls: whether a loop runs"),
+    Has("inspect:_is_coroutine_mark", "tasktypes: marked functions", sys.version_info >= (3, 12)),
+    Has("asyncio.coroutines:_is_coroutine", "tasktypes: marks", sys.version_info < (3, 12)),
     Has("sys:_current_frames", "watchdog, limits: stacks of threads"),
     Has("sys:_getframe", "guard, shutdown: who calls"),
 )
