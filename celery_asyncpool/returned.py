@@ -14,7 +14,10 @@ def check_returned(task: Any, value: Any) -> Any:
 
     Raises ``TypeError`` for a generator, and for what is still to be awaited: it
     would run outside of the task's limits, if at all. It is closed, or cancelled.
+    Where there is no task (None), the value is its caller's.
     """
+    if task is None:
+        return value
     if inspect.isgenerator(value) or inspect.isasyncgen(value):
         if inspect.isgenerator(value):
             value.close()

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..calls import task_of_call
 from .jobcontext import JobContext
-from .tasks import run_body
+from .tasks import call_body, run_body
 from .threads import BodyThreads
 from .trace import drive, settle
 
@@ -34,4 +34,4 @@ def _call(job: JobContext, function: Callable[..., Any], args: Any, kwargs: Any)
     call = functools.partial(function, *args, **kwargs)
     if task_of_call(args) is not None:
         return settle(call())  # the limits are those of the task's own body
-    return run_body(job, None, call)
+    return run_body(job, None, functools.partial(call_body, job, call))

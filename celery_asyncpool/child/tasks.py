@@ -39,7 +39,7 @@ from .retries import RetryAfterBody, body_ended
 from .softhook import SoftLimitHook
 from .trace import can_settle, in_tracer, settle
 
-__all__ = ["RunCall", "build_trace", "prepare"]
+__all__ = ["RunCall", "build_trace", "call_body", "prepare", "run_body"]
 
 
 class SettledCall(BodyWrapper):
@@ -66,7 +66,7 @@ class RunCall(SettledCall):
             return self.function(*args, **kwargs)
         call = functools.partial(self.function, *args, **kwargs)
         if not self.is_map:
-            call = functools.partial(_call_body, job, call)
+            call = functools.partial(call_body, job, call)
         return run_body(job, self.task, call)
 
 
@@ -92,7 +92,7 @@ def _calls_for_tracer(job: JobContext) -> bool:
     return not job.in_body and can_settle()
 
 
-def _call_body(job: JobContext, call: Callable[[], Any]) -> Any:
+def call_body(job: JobContext, call: Callable[[], Any]) -> Any:
     """Make *call*, which runs code of the user's."""
     job.in_body = True
     try:
@@ -243,7 +243,7 @@ def _outermost_method(method: Callable[..., Any], cls: type) -> Callable[..., An
             return call()
         if is_body and job is not None:
             return call_for_tracer(
-                self, run_body, job, self, functools.partial(_call_body, job, call)
+                self, run_body, job, self, functools.partial(call_body, job, call)
             )
         return call_for_tracer(self, call)
 
