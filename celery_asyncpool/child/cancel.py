@@ -7,6 +7,10 @@ CancelledError is exchanged for :class:`SoftLimitCancelled`, which is both
 Celery's ``SoftTimeLimitExceeded`` and a ``CancelledError``, and the task is
 uncancelled, so that the body may go on to await with working timeouts.
 
+Either may get lost on its way (:mod:`.swallowing`). Then it is told again
+(:mod:`.reminders`): the hard limit to a body that goes on, the soft limit to one
+that goes on and has not caught it under its name.
+
 A task with ``on_soft_limit`` gets no exception at its soft limit: the hook is
 called beside the body (:mod:`.softhook`).
 
@@ -38,13 +42,19 @@ from celery.utils.log import get_logger
 
 from ..core.timelimits import Action, BodyClock, BodyState, Limits, Verdict
 from ..outcomes import unwrapped
+from . import swallowing
 from .raising import raise_in_thread, take_back
+from .reminders import Reminders, remind
 from .softhook import SoftLimitHook
 from .threadloops import wake_loops
 
-__all__ = ["BodyControl", "BodyStopped", "SoftLimitCancelled", "SoftLimitedBody", "StopThread"]
+__all__ = ["BodyControl", "BodyStopped", "LimitedBody", "SoftLimitCancelled", "StopThread"]
 
 logger = get_logger(__name__)
+
+
+#: How often in a row a body is told that drops each cancellation by way of ``wait_for``.
+ATTEMPTS = 10
 
 
 class SoftLimitCancelled(SoftTimeLimitExceeded, asyncio.CancelledError):
@@ -117,8 +127,19 @@ class BodyControl:
         self.hook: SoftLimitHook | None = None
         #: The context in which the body runs.
         self._context: Context | None = None
-        #: The soft limit is over and the body is still to be told.
-        self.soft_is_due = False
+        #: The limit of which the body is still to be told.
+        self.due: Action | None = None
+        #: What it was told with last; None: nothing that could still get lost.
+        self._told: BaseException | None = None
+        #: The greenlets in which it was then.
+        self._told_in: list[Any] = []
+        #: How often it was told of the soft limit again, since it had swallowed it.
+        self._repeats = 0
+        #: Whether it was told in a block that drops cancellations only.
+        self._in_dropping_block = False
+        self._reminders: Reminders | None = None
+        #: Cancellations for the soft limit that the asyncio task still counts.
+        self.owed = 0
         #: Where the body was when it was cancelled.
         self._stack = ""
 
@@ -159,9 +180,7 @@ class BodyControl:
         # A future, say, is no coroutine: nothing can be thrown into it.
         coroutine = awaitable if hasattr(awaitable, "throw") else _await(awaitable)
         self._coroutine = coroutine
-        body = coroutine
-        if self.clock.limits.soft is not None and self.hook is None:
-            body = SoftLimitedBody(coroutine, self)
+        body = LimitedBody(coroutine, self)
         if self._thread is None:
             return body
         try:
@@ -184,7 +203,7 @@ class BodyControl:
         """Await the *body* of a function that was called in a thread."""
         with self._lock:
             self.task = asyncio.current_task()
-            if self.soft_is_due or self.clock.state is not BodyState.RUNNING:
+            if self.due is not None or self.clock.state is not BodyState.RUNNING:
                 self._cancel_task()
         try:
             return await body
@@ -202,11 +221,12 @@ class BodyControl:
             return
         with self._lock:
             self._thread = threading.get_ident()
-            self._coroutine = self.task = None
-            soft_is_due, self.soft_is_due = self.soft_is_due, False
+            due, self.due = self.due, None
+            self._coroutine = self.task = self._told = None
+            self.owed = 0
             if self.clock.state is not BodyState.RUNNING:
                 raise StopThread
-            if soft_is_due:
+            if due is Action.SOFT_LIMIT:
                 raise SoftTimeLimitExceeded(self.clock.limits.soft)
 
     def end(self) -> None:
@@ -221,7 +241,7 @@ class BodyControl:
                 self._timer.cancel()
             while self.task is not None and self.task.cancelling():
                 self.task.uncancel()  # what the tracer awaits from here on is not the body
-        self._coroutine = None
+        self._coroutine = self._told = self.due = None
 
     def outcome(self, exc: BaseException | None) -> BaseException | None:
         """What has become of a body that has ended with *exc*, or returned (None).
@@ -263,6 +283,11 @@ class BodyControl:
             self._timer = None
         if self.hook is not None:
             self.hook.cancel()
+        if self._reminders is not None:
+            self._reminders.forget(self)
+        # Tasks that the body has left may keep this, through their contexts.
+        self.task = self.hook = self._context = self._coroutine = self._told = None
+        self._told_in = []
 
     def _on_start(self) -> None:
         if self.clock.limits.hard is not None:
@@ -318,18 +343,23 @@ class BodyControl:
             self._raise(self._thread, SoftTimeLimitExceeded)
             wake_loops(self._thread)
         else:
-            self.soft_is_due = True
-            self._cancel_task()
+            self._tell(Action.SOFT_LIMIT)
+            self._reminders = remind(self, self._loop)
 
     def _cancel_body(self) -> None:
         self._stack = self._body_stack()
-        self.soft_is_due = False
         if self._thread is not None:
             self._raise(self._thread, StopThread)
             wake_loops(self._thread)
         else:
-            self._cancel_task()
+            self._tell(Action.HARD_LIMIT)
+        self._reminders = remind(self, self._loop)
         self._on_cancelled()
+
+    def _tell(self, limit: Action) -> None:
+        """Have the body told of *limit* at its await: see :class:`LimitedBody`."""
+        self.due = limit
+        self._cancel_task()
 
     def _raise(self, thread: int, exception: type[BaseException]) -> None:
         self._raised = True
@@ -337,7 +367,112 @@ class BodyControl:
 
     def _cancel_task(self) -> None:
         if self.task is not None:  # None on the way from a thread to the loop
+            if self.due is Action.SOFT_LIMIT:
+                self.owed += 1
             self.task.cancel()
+
+    # Called by the body's coroutine, on its way in and out.
+
+    def take_due(self) -> BaseException:
+        """What the body is to be told with, now."""
+        limit, self.due = self.due, None
+        self.give_back()
+        self._told_in = swallowing.greenlets(self._coroutine)
+        if limit is Action.HARD_LIMIT:
+            # A new one: what came may be a scope's of anyio, which would drop it.
+            self._told = asyncio.CancelledError()
+            return self._told
+        self._in_dropping_block = swallowing.drops_cancellations(
+            self._coroutine, SoftTimeLimitExceeded
+        )
+        # A body that drops all cancellations will hear it under its name only.
+        cls = SoftLimitCancelled if self._repeats < 2 else SoftTimeLimitExceeded
+        self._told = cls(self.clock.limits.soft)
+        return self._told
+
+    def give_back(self) -> None:
+        """Uncancel the asyncio task, once nobody but the soft limit has cancelled it.
+
+        Earlier, a time-out that has cancelled it in the same turn would take the soft
+        limit for its own: ``Timeout.__aexit__`` looks at the count (Python 3.13).
+        """
+        task = self.task
+        while self.owed and task is not None and task.cancelling() <= self.owed:
+            task.uncancel()
+            self.owed -= 1
+
+    def on_told(self) -> bool:
+        """The body goes on to await: it cleans up, has caught the limit, or has lost it.
+
+        Returns whether to tell it once more, right there.
+        """
+        told, task = self._told, self.task
+        if told is None or task is None:
+            return False
+        limit = Action.HARD_LIMIT if self._is_cancelled else Action.SOFT_LIMIT
+        if swallowing.was_dropped_by_wait_for(told) and not self._is_held():
+            # Nobody has wanted this. Where the next await is such a one, too, a
+            # cancellation by way of the loop could come to the same end, and so on.
+            if swallowing.waits_in_wait_for(self._coroutine):
+                self.due = limit
+                return True
+            self._tell(limit)
+        elif self.owed and getattr(task, "_must_cancel", False):
+            # A task group whose child has failed in the same turn, and which has put
+            # its own exception in the place of ours, hands it on (Python 3.13).
+            self.due = limit
+        else:
+            self.give_back()
+        return False
+
+    # Called some times within the grace.
+
+    @property
+    def _is_cancelled(self) -> bool:
+        return self.clock.state is BodyState.CANCELLED
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the body was told of a limit, and may not have heard it."""
+        if self._is_cancelled:
+            return True
+        return self.clock.state is BodyState.RUNNING and (
+            self.due is not None or self._told is not None
+        )
+
+    def remind(self, tasks: list[asyncio.Task[Any]]) -> bool:
+        """Tell the body, and those of its *tasks* that were cancelled and went on, again.
+
+        Those who deal with it, in an ``except`` or ``finally`` block, are not disturbed.
+        Returns whether there may be more to tell.
+        """
+        with self._lock:
+            if not self.is_late:
+                return False
+            if self._thread is not None:
+                if not swallowing.is_held_by_thread(self._thread, StopThread):
+                    self._raise(self._thread, StopThread)
+                    wake_loops(self._thread)
+                return True
+            if self.due is None and not self._is_held():
+                if not self._is_cancelled and self._has_seen_soft_limit():
+                    self._told = None
+                    return False
+                self._repeats += 1
+                self._tell(Action.HARD_LIMIT if self._is_cancelled else Action.SOFT_LIMIT)
+            for task in tasks:
+                if task is not self.task and swallowing.went_on(task):
+                    task.cancel()
+            return True
+
+    def _is_held(self) -> bool:
+        told = self._told
+        return told is not None and swallowing.is_held(self._coroutine, told, self._told_in)
+
+    def _has_seen_soft_limit(self) -> bool:
+        if self._told is None or not isinstance(self._told, asyncio.CancelledError):
+            return True  # told under its name only
+        return swallowing.was_seen(self._told, SoftTimeLimitExceeded, self._in_dropping_block)
 
     def _body_stack(self) -> str:
         """Where the body is now, as a traceback shows it."""
@@ -350,8 +485,8 @@ class BodyControl:
         )
 
 
-class SoftLimitedBody:
-    """A body's coroutine in which the soft limit arrives under its own name."""
+class LimitedBody:
+    """A body's coroutine, at whose awaits limits arrive; the soft one under its own name."""
 
     __slots__ = ("_control", "_coroutine")
 
@@ -362,32 +497,37 @@ class SoftLimitedBody:
     def __await__(self) -> Generator[Any, Any, Any]:
         return self
 
-    def __iter__(self) -> SoftLimitedBody:
+    def __iter__(self) -> LimitedBody:
         return self
 
     def __next__(self) -> Any:
         return self.send(None)
 
     def send(self, value: Any) -> Any:
-        """As the coroutine's; but for a soft limit that what it awaited has swallowed."""
-        if self._control.soft_is_due:
-            return self._tell_soft_limit()
+        """As the coroutine's; but for a limit that what it awaited has swallowed."""
+        control = self._control
+        if control.due is not None:
+            return self._tell()
+        if control.owed:
+            control.give_back()
         return self._coroutine.send(value)
 
     def throw(self, *exc_info: Any) -> Any:
-        """As the coroutine's, but for a cancellation that means the soft limit."""
-        if self._control.soft_is_due:
+        """As the coroutine's, but for a cancellation that means a limit."""
+        if self._control.due is not None:
             exc = exc_info[1] if len(exc_info) > 1 and exc_info[1] is not None else exc_info[0]
             if exc is asyncio.CancelledError or isinstance(exc, asyncio.CancelledError):
-                return self._tell_soft_limit()
+                return self._tell()
         return self._coroutine.throw(*exc_info)
 
-    def _tell_soft_limit(self) -> Any:
-        control = self._control
-        control.soft_is_due = False
-        if control.task is not None:
-            control.task.uncancel()
-        return self._coroutine.throw(SoftLimitCancelled(control.clock.limits.soft))
+    def _tell(self) -> Any:
+        awaited = self._coroutine.throw(self._control.take_due())
+        attempts = ATTEMPTS
+        while self._control.on_told() and attempts:
+            attempts -= 1
+            awaited.cancel()
+            awaited = self._coroutine.throw(self._control.take_due())
+        return awaited
 
     def close(self) -> None:
         """As the coroutine's."""
