@@ -387,12 +387,8 @@ def test_def_body_that_cleans_up():
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_kept_of_a_job_that_has_ended(kind):
     """Who still has what controls a job, such as a task that its body left, keeps no more."""
-    controls = []
-
-    async def before_end(outcome):
-        controls.append(outcome.control)
-
-    end_by(asyncio.new_event_loop, kind, suppressing, before_end=before_end)
+    outcome = end_by(asyncio.new_event_loop, kind, suppressing)
 
     kept = (asyncio.Task, BaseException, CoroutineType, Context)
-    assert [value for value in vars(controls[0]).values() if isinstance(value, kept)] == []
+    values = vars(outcome.control).values()
+    assert [value for value in values if isinstance(value, kept)] == []
