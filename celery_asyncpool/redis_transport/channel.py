@@ -278,8 +278,11 @@ class Batching:
     # Handing over to kombu.
 
     def deliver_next(self) -> bool:
-        """Hand over one message that has arrived; whether there was one."""
-        if not self._arrived:
+        """Hand over one message that has arrived; whether there was one.
+
+        Not while a consumer is about to be cancelled: it may be that message's.
+        """
+        if not self._arrived or self.connection.cycle.after_read:
             return False
         queue, payload, tag = self._arrived.popleft()
         if tag is None:

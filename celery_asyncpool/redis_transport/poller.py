@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import kombu.transport.redis
@@ -20,10 +21,35 @@ class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]
     #: Celery's hub, while it reads for us.
     loop: Any = None
 
+    #: kombu's: something is going on, and these are the cancellations that wait for its end.
+    _in_protected_read: bool
+    after_read: set[Callable[[], Any]]
+
     def on_poll_start(self) -> None:
         """Before each poll."""
+        self._protected(self._start_poll)
+
+    def _start_poll(self) -> None:
         self._before_poll()
         super().on_poll_start()
+
+    def _protected(self, function: Callable[..., None], *args: Any) -> None:
+        """Call *function*, which no ``basic_cancel`` may interrupt: they come after it.
+
+        Celery cancels its consumers in a signal handler. What it interrupts would go
+        on with queues and connections that are not there any more. kombu knows this of
+        :meth:`get`, and not of a hub.
+        """
+        if self._in_protected_read:
+            function(*args)
+            return
+        self._in_protected_read = True
+        try:
+            function(*args)
+        finally:
+            self._in_protected_read = False
+            while self.after_read:
+                self.after_read.pop()()
 
     def get(self, callback: Any, timeout: float | None = None) -> None:
         """Without a hub: bring one event, which is at most one message."""
@@ -52,6 +78,9 @@ class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]
 
         A bell's answer is read whether there is room or not: no message is in it.
         """
+        self._protected(self._read, fileno)
+
+    def _read(self, fileno: int) -> None:
         channel, kind = self._fd_to_chan.get(fileno, (None, None))
         if isinstance(kind, Line):
             channel.on_line(kind)

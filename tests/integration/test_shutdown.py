@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import pytest
 from celery.exceptions import TaskRevokedError
@@ -341,3 +342,30 @@ def test_remote_shutdown(start, tmp_path, name):
 
         assert worker.wait_exit() == 0
         assert result.get(timeout=TIMEOUT) == "held"
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks"), [("redis", 0), ("redis", 200), ("rabbitmq", 200), ("filesystem", 50)]
+)
+def test_cold_shutdown_at_any_moment(name, tasks, new_transport, start_worker):
+    """A SIGQUIT from "ready" on ends the worker with 0, whatever it interrupts.
+
+    Celery stops its consumer and the pool in its signal handler.
+    """
+    transport = new_transport(name)
+    for milliseconds in (0, 5, 20):
+        worker = start_worker(transport, "operations", "-c", 4, "--processes", 2)
+        for _ in range(tasks):
+            worker.client.send("ok")
+        try:
+            worker.start()
+            worker.wait_log(" ready.")
+            time.sleep(milliseconds / 1000)
+            worker.process.send_signal(signal.SIGQUIT)
+            if name == "filesystem":
+                wait_for(worker._has_ended, worker.tail)
+            assert worker.wait_exit() == 0, worker.tail()
+            assert "Traceback" not in worker.log().partition(" ready.")[2], worker.tail()
+        finally:
+            worker.kill_everything()
+            worker.client.close()
