@@ -110,7 +110,7 @@ def installed(shared: Path, built: dict[str, Path]) -> Callable[[str], Path]:
             if is_needed:
                 venv.create(folder, symlinks=True)
                 pip = (sys.executable, "-m", "pip", "--python", folder / "bin" / "python")
-                run(*pip, "install", "--quiet", f"{built[kind]}[redis]")
+                run(*pip, "install", "--quiet", "--no-compile", f"{built[kind]}[redis]")
                 run(*pip, "check")
         return folder / "bin"
 
@@ -259,12 +259,20 @@ def test_demo_of_the_sdist(unpacked: Path) -> None:
 
 
 def test_tests_of_the_sdist(unpacked: Path) -> None:
-    """All of them can be collected there, so each file that they import is there."""
-    command = (sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider")
+    """They run there, with the configuration that is there."""
+    command = (
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/core/test_job.py",
+    )
 
     said = run(*command, cwd=unpacked, env=clean_environment(PYTHONPATH=str(unpacked)))
 
-    assert re.search(r"^\d+ tests collected", said, re.MULTILINE), said[-2000:]
+    assert re.search(r"^\d+ passed", said, re.MULTILINE), said[-2000:]
 
 
 # Metadata.

@@ -204,6 +204,27 @@ def test_folders_that_are_not_there_are_made(files, start_worker):
         wait_for(lambda: ran(worker)["a"] == 1, worker.tail)
 
 
+def test_folder_that_cannot_be_made(files, start_worker):
+    """The worker says which, and goes on when it can be."""
+    folder = files.folder / "queue"
+    folder.rmdir()
+    folder.write_text("in the way")
+    worker = start_worker(files, "files", "-c", 4, "--processes", 1)
+    worker.start()
+    try:
+        worker.wait_log(f"cannot make the folder {folder}")
+        folder.unlink()
+        folder.mkdir()
+        worker.wait_ready()
+        worker.client.send("note", "a")
+
+        wait_for(lambda: ran(worker)["a"] == 1, worker.tail)
+        worker.stop()
+    finally:
+        worker.kill_everything()
+        worker.client.close()
+
+
 def test_processed_messages_are_kept(files, start_worker):
     """With ``store_processed`` each message is moved, into a folder that the worker makes."""
     folder = files.folder / "kept"
