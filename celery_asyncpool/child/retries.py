@@ -72,8 +72,7 @@ class PendingRetry:
         """Keep the message; return what ``app.send_task`` returns for it."""
         result = (options.get("result_cls") or app.AsyncResult)(self.request.id)
         result.ignored = options.get("ignore_result")
-        if options.get("add_to_parent", True):
-            self.task.add_trail(result)  # stored with RETRY, before the message leaves
+        # A task is no child of itself: who walks through children would never end.
         options = {**options, "add_to_parent": False}
         self._send = functools.partial(app.send_task, *args, **options)
         self._context = copy_context()

@@ -462,6 +462,12 @@ async def tells_when_cancelled(self):
         record("cancelled", id=self.request.id)
 
 
+@app.task
+async def outlasts_limits(seconds):
+    await asyncio.sleep(seconds)
+    return seconds
+
+
 # One after the other.
 
 running = {}
