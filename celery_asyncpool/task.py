@@ -116,9 +116,10 @@ class AsyncTask(Base[P, R]):
     async def aretry(self, /, *args: Any, **kwargs: Any) -> Retry:
         """``retry`` for async bodies: ``raise await self.aretry(countdown=5)``.
 
-        In the pool the message leaves when the body has ended and RETRY is stored:
+        In the pool the message leaves when this attempt is over and RETRY is stored:
         a limit that is over just now does not both fail the task and retry it, and
-        the next attempt does not overlap with this one.
+        the next attempt does not overlap with this one. An attempt has one next
+        attempt, however many of its children ask for it.
         """
         return self.retry(*args, **kwargs)
 

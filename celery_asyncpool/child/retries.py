@@ -55,7 +55,12 @@ class PendingRetry:
         self._context: Context | None = None
 
     def __repr__(self) -> str:
-        return f"<PendingRetry of {self.task.name}[{self.request.id}]>"
+        return f"<PendingRetry of {self.who}>"
+
+    @property
+    def who(self) -> str:
+        """The task's name and id, for the log."""
+        return f"{self.task.name}[{self.request.id}]"
 
     @property
     def has_message(self) -> bool:
@@ -183,7 +188,7 @@ def _keep(job: JobContext, pending: PendingRetry) -> None:
         logger.warning(
             "%s: what its body has left behind asks for a retry, which comes too late; "
             "await all children before the body ends",
-            job.who,
+            pending.who,
         )
 
 
@@ -229,6 +234,7 @@ def send_retry(job: JobContext, outcome: Any, publish: Callable[[Callable[[], An
     stays, since others know of it (a chord, links); then the log tells.
     """
     pending = job.retries[-1]
+    job.retries.clear()  # what the body has left behind may keep the job
     if job.aborted and pending.task.acks_late:
         raise BodyStopped(None)  # this attempt is delivered again: no next one beside it
     try:
@@ -238,7 +244,7 @@ def send_retry(job: JobContext, outcome: Any, publish: Callable[[Callable[[], An
             return 1, pending.fail(exc), outcome[2]
         logger.error(
             "%s: its next attempt, which its body asked for, could not be published: %r",
-            job.who,
+            pending.who,
             exc,
             exc_info=True,
         )

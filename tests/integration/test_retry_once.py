@@ -142,6 +142,14 @@ def test_last_of_two_retries_that_are_not_raised(worker):
     assert [line["how"] for line in worker.records("again", id=result.id)] == ["second"]
 
 
+def test_retry_that_is_raised_counts(worker):
+    """The outcome's own arguments are those of the next attempt, not those of a later call."""
+    result = worker.client.send("asks_for_two")
+
+    assert states_of(worker, result, 2) == ["RETRY", "SUCCESS"]
+    assert result.get(PATIENCE) == "raised"
+
+
 def test_child_that_the_body_leaves_behind(worker, tmp_path):
     """It cannot retry a task that is over."""
     path = tmp_path / "over"

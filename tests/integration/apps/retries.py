@@ -145,6 +145,20 @@ async def exceeds(self):
             group.create_task(child(self))
 
 
+@app.task(bind=True)
+async def asks_for_two(self, mark=None):
+    """One child raises its retry, the other one, later, does not."""
+    if self.request.retries:
+        return mark
+    async with asyncio.TaskGroup() as group:
+        group.create_task(_ask(self, mark="raised", throw=True))
+        group.create_task(_ask(self, mark="returned", throw=False))
+
+
+async def _ask(task, mark, throw):
+    task.retry(kwargs={"mark": mark}, countdown=0, throw=throw)
+
+
 @app.task(bind=True, autoretry_for=(KeyError,), default_retry_delay=0)
 async def autoretry_in_group(self, what):
     if self.request.retries:
