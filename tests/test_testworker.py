@@ -230,14 +230,15 @@ def test_retry_that_cannot_be_sent(app):
             seen.append(type(exc).__name__)
 
     @app.task(bind=True, base=Base, shared=False)
-    async def flaky(self, value=None):
-        raise self.retry(kwargs={"value": object()}, countdown=0)
+    async def flaky(self):
+        raise self.retry(queue="none of task_queues", countdown=0)
 
+    app.conf.task_create_missing_queues = False
     with start_worker(app):
         result = flaky.delay()
-        with pytest.raises(Exception, match="serializable"):
+        with pytest.raises(Exception, match="none of task_queues"):
             get(result)
-        wait_for(lambda: seen == ["EncodeError"], seen)
+        wait_for(lambda: seen == ["QueueNotFound"], seen)
 
 
 def test_results_are_serialised(app):

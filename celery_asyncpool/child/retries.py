@@ -25,6 +25,7 @@ from celery._state import _task_stack  # type: ignore[attr-defined]
 from celery.app.trace import TraceInfo, task_has_custom
 from celery.exceptions import Ignore, Reject, Retry
 from celery.utils.log import get_logger
+from kombu import serialization
 
 from ..core.timelimits import BodyState, Verdict
 from .cancel import BodyStopped
@@ -74,7 +75,11 @@ class PendingRetry:
         )
 
     def take(self, app: Any, args: Any, options: dict[str, Any]) -> Any:
-        """Keep the message; return what ``app.send_task`` returns for it."""
+        """Keep the message; return what ``app.send_task`` returns for it.
+
+        Raises ``EncodeError`` for arguments that cannot be sent.
+        """
+        args = _as_they_are(app, args, options)
         result = (options.get("result_cls") or app.AsyncResult)(self.request.id)
         result.ignored = options.get("ignore_result")
         # A task is no child of itself: who walks through children would never end.
@@ -118,6 +123,17 @@ class PendingRetry:
 
 #: The call of ``retry`` that the running code belongs to.
 _call: ContextVar[PendingRetry | None] = ContextVar("celery_asyncpool_retry", default=None)
+
+
+def _as_they_are(app: Any, args: Any, options: dict[str, Any]) -> Any:
+    """*args* of ``send_task``; the body may change what it has given, and goes on to use."""
+    if len(args) < 2:
+        return args
+    name, own, *rest = args[0], args[1:3], *args[3:]
+    serializer = options.get("serializer") or app.conf.task_serializer
+    content_type, encoding, data = serialization.dumps(own, serializer)
+    copies = serialization.loads(data, content_type, encoding, accept=[content_type])
+    return name, *copies, *rest
 
 
 class RetryAfterBody:

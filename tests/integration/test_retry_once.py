@@ -260,7 +260,7 @@ def test_retry_that_cannot_be_sent(worker, flavour):
     link = worker.client.s("errback")
     result = worker.client.send(f"{flavour}_unsendable", link_error=link)
 
-    with pytest.raises(Exception, match="serializable"):
+    with pytest.raises(Exception, match="none of task_queues"):
         result.get(PATIENCE)
     wait_for(lambda: worker.count("after_return", result) == 1, worker.tail)
     settle(worker)
@@ -272,6 +272,22 @@ def test_retry_that_cannot_be_sent(worker, flavour):
     [failure] = worker.records("failure", id=result.id)
     assert failure["request"] == result.id
     assert "could not be published" in result.traceback
+
+
+@pytest.mark.parametrize("serializer", ["json", "pickle"])
+def test_arguments_are_those_of_the_call(worker, flavour, serializer):
+    """What the body does to them after its call of `retry` is not in the message."""
+    result = worker.client.send(f"{flavour}_changes_arguments", ["own"], serializer=serializer)
+
+    assert result.get(PATIENCE) == [["own"], ["given"]]
+
+
+def test_arguments_that_cannot_be_sent(worker, flavour):
+    """`retry` itself raises Reject, as in Celery."""
+    result = worker.client.send(f"{flavour}_unserialisable", 1)
+
+    assert states_of(worker, result, 1) == ["REJECTED"]
+    assert worker.count("retry", result) == 0
 
 
 def test_retry_beside_another_outcome_that_cannot_be_sent(worker, flavour):

@@ -19,6 +19,7 @@ from .base import configure, make_app
 from .recording import record
 
 app = make_app("retries")
+app.conf.task_create_missing_queues = False
 configure(app, "RETRIES_CONF")
 
 place = contextvars.ContextVar("place", default="nowhere")
@@ -410,15 +411,49 @@ class Handled(celery.Task):
 
 
 @app.task(base=Handled, bind=True, acks_late=True)
-async def async_unsendable(self, throw=True, what=None):
-    self.retry(kwargs={"what": object()}, countdown=0, throw=throw)
+async def async_unsendable(self, throw=True):
+    self.retry(queue="none of task_queues", countdown=0, throw=throw)
     return "went on"
 
 
 @app.task(base=Handled, bind=True, acks_late=True)
-def def_unsendable(self, throw=True, what=None):
-    self.retry(kwargs={"what": object()}, countdown=0, throw=throw)
+def def_unsendable(self, throw=True):
+    self.retry(queue="none of task_queues", countdown=0, throw=throw)
     return "went on"
+
+
+@app.task(bind=True, acks_late=True)
+async def async_unserialisable(self, value):
+    self.retry(args=[object()], countdown=0)
+
+
+@app.task(bind=True, acks_late=True)
+def def_unserialisable(self, value):
+    self.retry(args=[object()], countdown=0)
+
+
+@app.task(bind=True)
+async def async_changes_arguments(self, own, given=None):
+    if self.request.retries:
+        return [own, given]
+    given = ["given"]
+    try:
+        raise self.retry(kwargs={"given": given}, countdown=0)
+    finally:
+        own.append("changed")
+        given.append("changed")
+
+
+@app.task(bind=True)
+def def_changes_arguments(self, own, given=None):
+    if self.request.retries:
+        return [own, given]
+    given = ["given"]
+    try:
+        raise self.retry(kwargs={"given": given}, countdown=0)
+    finally:
+        own.append("changed")
+        given.append("changed")
 
 
 @app.task
