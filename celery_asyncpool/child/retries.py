@@ -127,13 +127,10 @@ _call: ContextVar[PendingRetry | None] = ContextVar("celery_asyncpool_retry", de
 
 def _as_they_are(app: Any, args: Any, options: dict[str, Any]) -> Any:
     """*args* of ``send_task``; the body may change what it has given, and goes on to use."""
-    if len(args) < 2:
-        return args
-    name, own, *rest = args[0], args[1:3], *args[3:]
     serializer = options.get("serializer") or app.conf.task_serializer
-    content_type, encoding, data = serialization.dumps(own, serializer)
+    content_type, encoding, data = serialization.dumps(args[1:3], serializer)
     copies = serialization.loads(data, content_type, encoding, accept=[content_type])
-    return name, *copies, *rest
+    return *args[:1], *copies, *args[3:]
 
 
 class RetryAfterBody:
