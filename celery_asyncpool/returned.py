@@ -47,4 +47,15 @@ def _give_up(awaitable: Any) -> None:
     elif asyncio.isfuture(awaitable):
         loop = awaitable.get_loop()
         if not loop.is_closed():  # whose thread may be another one
-            loop.call_soon_threadsafe(awaitable.cancel)
+            loop.call_soon_threadsafe(_cancel, awaitable)
+
+
+def _cancel(future: asyncio.Future[Any]) -> None:
+    future.add_done_callback(_retrieve)
+    future.cancel()
+
+
+def _retrieve(future: asyncio.Future[Any]) -> None:
+    """Look at what it has come to, so that asyncio does not complain that nobody has."""
+    if not future.cancelled():
+        future.exception()

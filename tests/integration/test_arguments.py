@@ -1,10 +1,16 @@
 """Arguments, decorators and results of all kinds, on a real worker."""
 
+import asyncio
+import importlib
+import sys
+
 import pytest
+from apps import recording
 from celery.canvas import chunks, xmap, xstarmap
 from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError, TimeLimitExceeded
 from worker import wait_for
 
+from celery_asyncpool import eager, testing
 from tests.wrappers import all_names
 
 TIMEOUT = 60
@@ -236,6 +242,7 @@ def test_forgotten_await(worker, task, how):
         result.get(TIMEOUT)
     worker.wait_settled(result)
     assert "never awaited" not in worker.log()
+    assert "never retrieved" not in worker.log()
 
 
 def state_of(worker, result):
@@ -264,3 +271,87 @@ def test_generator(worker, task, is_async):
 def test_generator_without_result(worker, is_async):
     """Also where nobody looks at the result."""
     assert state_of(worker, worker.client.send("quietly_gives_generator", is_async)) == ["FAILURE"]
+
+
+# The same eagerly, and in the worker for tests.
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    """The app in this process."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("ASYNCPOOL_TEST_BROKER", "memory://")
+    patch.setenv("ASYNCPOOL_TEST_BACKEND", "cache+memory://")
+    patch.setenv(recording.VARIABLE, str(tmp_path_factory.mktemp("record") / "record"))
+    app = importlib.import_module("apps.arguments").app
+    eager.install()
+    yield app
+    eager.uninstall()
+    patch.undo()
+    app.close()
+    del sys.modules["apps.arguments"]
+
+
+@pytest.fixture(params=["eager", "eager.call", "worker for tests"])
+def call(request, app):
+    """Call the task of that name, or a signature, with arguments; return its value."""
+
+    def signature(task, args):
+        return app.tasks[f"apps.arguments.{task}"].s(*args) if isinstance(task, str) else task
+
+    if request.param == "eager":
+        yield lambda task, *args: signature(task, args).apply().get()
+    elif request.param == "eager.call":
+        yield lambda task, *args: asyncio.run(eager.call(signature(task, args).apply)).get()
+    else:
+        with testing.start_worker(app):
+            yield lambda task, *args: signature(task, args).apply_async().get(timeout=TIMEOUT)
+
+
+@pytest.mark.parametrize("name", [*WRAPPED, *PASSING])
+def test_plain_decorators_in_tests(call, name):
+    """Plain decorators work as in production, whether they run a loop or not."""
+    assert call(f"wrapped_{name}", 1)[:2] == [2, True]
+
+
+@pytest.mark.parametrize("name", ON_LOOP)
+def test_async_in_tests(call, name):
+    """So does what is async."""
+    assert call(f"loop_{name}", 1)[:2] == [2, True]
+
+
+def test_call_in_a_context_in_tests(call):
+    """A plain `__call__` has the value of `self.run()` within its `with`."""
+    assert call("loop_context")[0] == "context"
+
+
+def test_calls_of_tasks_in_tests(call):
+    """Bodies that call tasks get what Python says."""
+    assert [call("calls", how, 3) for how in ("run", ".run", "def")] == [6, 6, 6]
+    assert [call("acalls", how, 3) for how in ("await", "await .run", "def")] == [6, 6, 6]
+
+
+@pytest.mark.parametrize("kind", ["async", "def"])
+def test_map_in_tests(call, app, kind):
+    """`map`, `starmap` and `chunks` give the values of the tasks."""
+    double, add = (app.tasks[f"apps.arguments.{kind}_{name}"] for name in ("double", "sum"))
+
+    assert call(double.map(range(3))) == [0, 2, 4]
+    assert call(add.starmap([(1, 2), (3, 4)])) == [3, 7]
+    assert call(add.chunks([(1, 2), (3, 4)], 1).group()) == [[3], [7]]
+
+
+@pytest.mark.parametrize("how", ["coroutine", "task", "gather", "future"])
+@pytest.mark.parametrize("task", ["forgotten", "wrongly_forgotten"])
+def test_forgotten_await_in_tests(call, task, how):
+    """A forgotten `await` is named."""
+    with pytest.raises(TypeError, match="`await` is missing"):
+        call(task, 0.01, how)
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+@pytest.mark.parametrize("task", ["gives_generator", "def_gives_generator"])
+def test_generator_in_tests(call, task, is_async):
+    """A generator is refused."""
+    with pytest.raises(TypeError, match="returned a generator, which nobody would run"):
+        call(task, is_async)
