@@ -8,6 +8,7 @@ tasks and async ones alike. Nothing but the code of ``__call__`` tells which.
 
 from __future__ import annotations
 
+import inspect
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -40,7 +41,7 @@ def runs_a_loop(function: Any, cls: type, depth: int = DEPTH) -> bool:
     wrapped = getattr(function, "__wrapped__", None)
     if wrapped is not None and depth and runs_a_loop(wrapped, cls, depth - 1):
         return True
-    if type(function) is not types.FunctionType:
+    if type(function) is not types.FunctionType or _is_async(function.__code__):
         return False
     names = set(_names(function.__code__))
     if names & (LIBRARIES | RUNNERS):
@@ -53,11 +54,16 @@ def runs_a_loop(function: Any, cls: type, depth: int = DEPTH) -> bool:
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
-    """The globals, attributes and modules that *code* names, and functions within it."""
+    """The globals, attributes and modules that *code* names, and plain functions within it."""
     yield from code.co_names
     for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
+        if isinstance(constant, types.CodeType) and not _is_async(constant):
             yield from _names(constant)
+
+
+def _is_async(code: types.CodeType) -> bool:
+    """Whether it is the code of an ``async def``, which is run by a loop and runs none."""
+    return bool(code.co_flags & inspect.CO_COROUTINE)
 
 
 def _values(function: types.FunctionType, names: set[str], cls: type) -> Iterator[Any]:

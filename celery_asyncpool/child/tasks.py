@@ -104,11 +104,27 @@ def call_body(job: JobContext, call: Callable[[], Any]) -> Any:
 def call_for_tracer(task: Any, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """Call *function*, and show the tracer what the pool has decided of a body in it."""
     try:
-        return settle(function(*args, **kwargs))
+        return _await_outermost(task, function(*args, **kwargs))
     except BodyStopped as stop:
         if stop.error is None:
             raise  # past the tracer: somebody else reports the outcome
         raise stop.error from None
+
+
+def _await_outermost(task: Any, value: Any) -> Any:
+    """What is around the body has returned *value*: await it, as the body if there was none."""
+    if not inspect.isawaitable(value):
+        return value
+    job = current_job()
+    if job is None or job.control is None:
+        return settle(value)
+    if job.control.has_started:
+        return check_returned(task, value)  # raises: its time is over with the body's
+    return run_body(job, task, functools.partial(_awaited, value))
+
+
+def _awaited(value: Any) -> Any:
+    return value
 
 
 def run_body(job: JobContext, task: Any, call: Callable[[], Any]) -> Any:

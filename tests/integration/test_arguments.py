@@ -143,7 +143,7 @@ INTERRUPTED = ["asyncio_run", "runner", "new_loop", "anyio"]
 PASSING = ["pass", "twice", "dispatch"]
 
 #: What is known to be async.
-ON_LOOP = ["awaits", "object", "class", "static", "method", "partial", "marked"]
+ON_LOOP = ["awaits", "object", "class", "static", "method", "partial", "marked", "instead"]
 
 
 @pytest.mark.parametrize("name", WRAPPED)
@@ -192,7 +192,9 @@ def test_threads_are_named(worker):
     assert "double" not in line
 
 
-@pytest.mark.parametrize("name", [f"wrapped_{name}" for name in (*PASSING, *INTERRUPTED)])
+@pytest.mark.parametrize(
+    "name", [*(f"wrapped_{name}" for name in (*PASSING, *INTERRUPTED)), "loop_instead"]
+)
 @pytest.mark.parametrize(
     ("options", "error"),
     [({"soft_time_limit": 1}, SoftTimeLimitExceeded), ({"time_limit": 1}, TimeLimitExceeded)],
@@ -243,6 +245,12 @@ def test_forgotten_await(worker, task, how):
     worker.wait_settled(result)
     assert "never awaited" not in worker.log()
     assert "never retrieved" not in worker.log()
+
+
+def test_awaitable_of_a_call(worker):
+    """A `__call__` that returns an awaitable when its body has ended fails: its time is over."""
+    with pytest.raises(TypeError, match=r"loop_afterwards .*`await` is missing"):
+        worker.client.send("loop_afterwards", 1).get(TIMEOUT)
 
 
 def state_of(worker, result):

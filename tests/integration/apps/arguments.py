@@ -388,6 +388,28 @@ class InContext(app.Task):
 
 _tenant = contextvars.ContextVar("tenant", default="none")
 
+
+class Instead(app.Task):
+    """Its `__call__` gives another coroutine in the place of its body's."""
+
+    abstract = True
+
+    def __call__(self, *args, **kwargs):
+        return _body(*args, **kwargs)
+
+
+class Afterwards(app.Task):
+    """And here after it."""
+
+    abstract = True
+
+    def __call__(self, *args, **kwargs):
+        self.run(*args, **kwargs)
+        return _body(*args, **kwargs)
+
+
+app.task(_body, base=Instead, name="apps.arguments.loop_instead")
+app.task(_body, base=Afterwards, name="apps.arguments.loop_afterwards")
 app.task(_body, base=RunsItself, name="apps.arguments.wrapped_call")
 app.task(_body, base=RunsWithHelper, name="apps.arguments.wrapped_helper")
 
