@@ -15,7 +15,7 @@ import click
 from celery import concurrency
 from celery.bin import worker as worker_command
 from celery.bin.base import CeleryOption
-from celery.signals import celeryd_init, worker_init
+from celery.signals import celeryd_after_setup, celeryd_init, worker_init
 
 from .settings import BadSetting, configured_slots
 
@@ -117,6 +117,14 @@ def _apply_auto_concurrency(sender: Any, **kwargs: Any) -> None:
     """Before the worker makes CPUs of ``-c auto``: our default, as without ``-c``."""
     if isinstance(sender.concurrency, str) and _is_asyncpool(sender.pool_cls):
         sender.concurrency = sender.app.conf.worker_concurrency
+
+
+@celeryd_after_setup.connect(dispatch_uid="celery_asyncpool.unawaited")
+def _look_at_pool(sender: str, instance: Any, **kwargs: Any) -> None:
+    """A worker is about to start, with whatever pool: this one may have been forgotten."""
+    from .unawaited import on_worker
+
+    on_worker(sender, instance)
 
 
 def _is_asyncpool(pool: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from celery import Task
 
-from . import checkpoints, eager, oncommit
+from . import checkpoints, eager, oncommit, unawaited
 from .client import guard
 from .client.publish import call_in_thread, publish
 from .tasktypes import mark_task, use_models
@@ -30,6 +30,10 @@ else:
         """``Task`` that takes types also where Celery's own does not."""
 
         abstract = True
+
+
+# Also for workers that no command line has started, which loads `cli`.
+unawaited.install()
 
 
 class AsyncTask(Base[P, R]):

@@ -68,6 +68,7 @@ SHARED = [
     "tasklimits",
     "taskstate",
     "tasktypes",
+    "unawaited",
 ]
 
 #: What uses all the others.
