@@ -67,10 +67,7 @@ class Channel(filesystem.Channel):
     def _parse(self, content: bytes) -> Any:
         """Return the message in a file; raises whatever it may be when there is none."""
         payload = loads(bytes_to_str(content))
-        message = self.Message(payload, channel=self)  # what kombu makes of it later
-        info = message.delivery_info
-        if not isinstance(info, dict) or not {"exchange", "routing_key"} <= info.keys():
-            raise ValueError("it does not say where it was sent")
+        _check(self.Message(payload, channel=self))  # what kombu makes of it later
         return payload
 
     def _put(  # type: ignore[override]  # as kombu's own
@@ -131,3 +128,14 @@ class Channel(filesystem.Channel):
         return os.fspath(
             checked(exchange) if checked else self.control_folder / f"{exchange}.exchange"
         )
+
+
+def _check(message: Any) -> None:
+    """Raise ``TypeError`` for what would end Celery's consumer in place of one message."""
+    address = message.delivery_info
+    where = [address.get(name) for name in ("exchange", "routing_key")]
+    kind = [message.content_type or "", message.content_encoding or ""]
+    if not all(isinstance(text, str) for text in (message.delivery_tag, *where, *kind)):
+        raise TypeError("its address or its kind is no text")
+    if not isinstance(message.body, (str, bytes)):
+        raise TypeError("its body is no text")

@@ -147,6 +147,39 @@ def test_what_is_no_message_is_named_once_and_stays(files, start_worker):
         assert worker.process.poll() is None
 
 
+ADDRESS = {"exchange": "", "routing_key": "q"}
+TAG = {"delivery_tag": "t", "delivery_info": ADDRESS}
+NO_TASK = {
+    "nothing": {"properties": TAG},
+    "body": {"properties": TAG, "body": 7},
+    "content": {"properties": TAG, "body": "[]", "content-type": 7, "content-encoding": 7},
+    "address": {"properties": {**TAG, "delivery_info": dict.fromkeys(ADDRESS)}, "body": "x"},
+    "headers": {
+        "properties": TAG,
+        "headers": {"task": "no.such", "id": "a"},
+        "body": "[[], {}, {}]",
+    },
+    "compressed": {"properties": TAG, "headers": {"compression": "no-such"}, "body": "x"},
+    "encoding": {"properties": {**TAG, "body_encoding": "no-such"}, "body": "x"},
+}
+
+
+def test_messages_that_are_no_tasks(files, start_worker):
+    """kombu would take them, or not: Celery says what they are, and the next ones run."""
+    for name, content in NO_TASK.items():
+        path = files.folder / "queue" / f"0_{name}.{files.queue}.msg"
+        path.write_text(json.dumps(content))
+
+    with start_worker(files, "files", "-c", 4, "--processes", 1) as worker:
+        for number in range(20):
+            worker.client.send("note", number)
+        wait_for(lambda: ran(worker).total() == 20, worker.tail)
+
+        # Celery's consumer has not started anew, either.
+        assert worker.log().count(" ready.") == 1
+        assert worker.process.poll() is None
+
+
 def test_a_file_that_becomes_a_message_runs(files, start_worker, tmp_path):
     """One that was cut off, and is completed later, is seen then."""
     with start_worker(files, "files", "-c", 4, "--processes", 1) as worker:
