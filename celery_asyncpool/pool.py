@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
-import gc
 import itertools
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -23,12 +21,12 @@ from .core.caps import Cap, Caps
 from .core.job import Callbacks, Job
 from .core.timelimits import Limits
 from .files import WholeFiles
-from .garbage import collect_less_often, restore_thresholds
 from .handover import ChildOptions
 from .knownsettings import tell_of_unknown_settings
 from .lifespans import lifespans_of
-from .parent.adopted import become_subreaper
+from .parent.adopted import Adopted
 from .parent.hub import HubThread
+from .parent.main_process import MainProcess
 from .parent.memory import can_tell_memory, resident_memory
 from .parent.process import Spawner, WorkerProcess
 from .parent.shutdown import ColdSignals, Shutdown, is_cold_shutdown
@@ -91,9 +89,9 @@ class Pool(BasePool):
         self._prefetch = Prefetch()
         self._redis = RedisBatching(self.settings.redis_batching)
         self._files = WholeFiles()
-        self._gc_thresholds = gc.get_threshold()
         self._job_ids = itertools.count(1)
         self._supervisor: Supervisor | None = None
+        self._main_process: MainProcess
         #: Celery's hub, or where its transport has none a thread with ours.
         self._hub: Any = None
         self._thread: HubThread | None = None
@@ -120,9 +118,7 @@ class Pool(BasePool):
         finish_async_errbacks()
         warn_of_async_receivers()
         _, hostname = self.options["initargs"]
-        if not self.forking_enable:
-            # Celery's modules bind tasks of a fresh interpreter differently.
-            os.environ["FORKED_BY_MULTIPROCESSING"] = "1"
+        self._main_process = MainProcess()
         self._supervisor = Supervisor(
             Spawner(
                 "fork" if self.forking_enable else "spawn",
@@ -155,13 +151,13 @@ class Pool(BasePool):
             on_waiting=self._on_waiting,
             on_give_up=_end_worker,
             connection_errors=self.app.connection_for_read().connection_errors,
+            adopted=Adopted(reaps_strangers=self._main_process.is_workers_own),
         )
         atexit.register(self._supervisor.kill_all)
         worker_ready.connect(self._on_worker_ready)
-        become_subreaper()
-        self._gc_thresholds = collect_less_often(self.settings.gc_threshold)
-        gc.collect()
-        gc.freeze()  # what is there now stays, and stays shared with all processes
+        self._main_process.prepare(
+            spawns=not self.forking_enable, gc_threshold=self.settings.gc_threshold
+        )
         self._supervisor.maintain()
         if self.options.get("threads", True):
             self._thread = HubThread(on_crash=lambda exc: _end_worker())
@@ -385,10 +381,10 @@ class Pool(BasePool):
         self._supervisor = self._hub = self._consumer = None
         self._redis.uninstall()
         self._files.uninstall()
-        restore_thresholds(self._gc_thresholds)
         if self._thread is not None:
             self._thread.stop()
             self._thread = None
+        self._main_process.restore()
 
     def _on_worker_ready(self, sender: Any, **kwargs: Any) -> None:
         """Celery says what its consumer is."""

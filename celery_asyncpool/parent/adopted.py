@@ -14,15 +14,17 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from celery.utils.log import get_logger
 
-__all__ = ["Adopted", "become_subreaper"]
+__all__ = ["Adopted", "become_subreaper", "is_subreaper", "stop_being_subreaper"]
 
 logger = get_logger(__name__)
 
 #: From ``<linux/prctl.h>``.
 PR_SET_CHILD_SUBREAPER = 36
+PR_GET_CHILD_SUBREAPER = 37
 
 #: Seconds after which nobody else will ask for the exit code of a child that
 #: the pool did not start.
@@ -33,8 +35,7 @@ def become_subreaper() -> bool:
     """Adopt what descendants leave from now on; False where the system cannot."""
     if not sys.platform.startswith("linux"):
         return False
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0:
+    if _prctl(PR_SET_CHILD_SUBREAPER, 1):
         return True
     logger.warning(
         "cannot become a child subreaper (%s): subprocesses that a worker process leaves "
@@ -42,6 +43,25 @@ def become_subreaper() -> bool:
         os.strerror(ctypes.get_errno()),
     )
     return False
+
+
+def is_subreaper() -> bool:
+    """Whether this process adopts what descendants leave."""
+    value = ctypes.c_int(0)
+    if not sys.platform.startswith("linux"):
+        return False
+    return _prctl(PR_GET_CHILD_SUBREAPER, ctypes.byref(value)) and value.value != 0
+
+
+def stop_being_subreaper() -> None:
+    """Leave what descendants leave from now on to the next process above."""
+    _prctl(PR_SET_CHILD_SUBREAPER, 0)
+
+
+def _prctl(option: int, argument: Any) -> bool:
+    """Call Linux's ``prctl``; False when it has failed."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    return bool(libc.prctl(option, argument, 0, 0, 0) == 0)
 
 
 class Adopted:
@@ -54,15 +74,18 @@ class Adopted:
     Arguments:
         children: gives the pids of this process's children.
         is_zombie: whether one of them has died.
+        reaps_strangers: whether anything else is reaped at all.
     """
 
     def __init__(
         self,
         children: Callable[[], list[int]] | None = None,
         is_zombie: Callable[[int], bool] | None = None,
+        reaps_strangers: bool = True,
     ) -> None:
         self._children = children or _children
         self._is_zombie = is_zombie or _is_zombie
+        self._reaps_strangers = reaps_strangers
         #: Known to have been started by a worker process.
         self._known: set[int] = set()
         #: Dead ones of unknown origin, and since when.
@@ -79,7 +102,8 @@ class Adopted:
         """
         children = set(self._children()) - set(own)
         self._known &= children
-        dead = {pid for pid in children if self._is_zombie(pid)}
+        mine = children if self._reaps_strangers else self._known
+        dead = {pid for pid in mine if self._is_zombie(pid)}
         self._dead = {pid: self._dead.get(pid, now) for pid in dead}
         due = [pid for pid in dead if pid in self._known or now - self._dead[pid] >= PATIENCE]
         return [pid for pid in due if _reap(pid)]

@@ -90,6 +90,7 @@ class Supervisor:
             has changed.
         on_give_up: called when processes fail to start again and again.
         connection_errors: what Celery's callbacks raise when the broker is lost.
+        adopted: what reaps the children that it has not started.
         clock: monotonic seconds.
     """
 
@@ -110,6 +111,7 @@ class Supervisor:
         on_waiting: Callable[[int], Any] | None = None,
         on_give_up: Callable[[], None],
         connection_errors: tuple[type[BaseException], ...] = (),
+        adopted: Adopted | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.spawner = spawner
@@ -131,7 +133,7 @@ class Supervisor:
         self._processes: dict[int, WorkerProcess] = {}
         self._budget = RestartBudget(START_FAILURES, START_FAILURES_PERIOD)
         self._backoff = Backoff(RETRY_FIRST, RETRY_MOST)
-        self._adopted = Adopted()
+        self._adopted = adopted if adopted is not None else Adopted()
         #: Dead processes whose subprocesses are still to be looked for, and
         #: whether their ends were orderly.
         self._not_cleared: dict[int, bool] = {}
