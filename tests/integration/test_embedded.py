@@ -63,3 +63,13 @@ def test_worker_that_spawns(run_program):
 def test_exit_codes_of_a_program_with_a_worker_in_a_thread(run_program):
     """A subprocess of the program, for which nobody has waited yet, keeps its exit code."""
     assert run_program("another")["exit code"] == 7
+
+
+def test_records_of_a_worker_for_tests(run_program):
+    """What tasks and Celery's tracer log is seen by the program's handlers, each once."""
+    logged = run_program("another")["logged"]
+
+    assert logged.count(["embedding", "ERROR", "1 and 2"]) == 2  # of two workers
+    failures = [line for name, level, line in logged if "BadError" in line and level == "ERROR"]
+    assert len(failures) == 2
+    assert all("embedding.fail" in line for line in failures)

@@ -30,11 +30,37 @@ app = Celery(
     include=["embedding"],  # in a process that is spawned
 )
 app.conf.task_default_queue = os.environ["ASYNCPOOL_TEST_QUEUE"]
+app.conf.worker_hijack_root_logger = False
 
 
 @shared_task(name="embedding.add")
 async def add(x, y):
+    logging.getLogger("embedding").error("%s and %s", x, y)
     return x + y
+
+
+class BadError(Exception):
+    """Can be pickled, but not be read again."""
+
+    def __init__(self, x, y):
+        super().__init__(x)
+
+
+@shared_task(name="embedding.fail")
+async def fail():
+    raise BadError(1, 2)
+
+
+class Records(logging.Handler):
+    """Keeps what is logged, as pytest's `caplog` does."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def emit(self, record):
+        if record.name in ("embedding", "celery.app.trace") and record.process != os.getpid():
+            self.lines.append((record.name, record.levelname, record.getMessage()))
 
 
 def process_state():
@@ -47,7 +73,8 @@ def process_state():
         "subreaper": subreaper.value,
         "FORKED_BY_MULTIPROCESSING": os.environ.get("FORKED_BY_MULTIPROCESSING"),
         "children": children(),
-        "threads": sorted(t.name for t in threading.enumerate() if "asyncpool" in t.name),
+        "threads": len(threading.enumerate()),
+        "log handlers": [type(handler).__name__ for handler in logging.getLogger().handlers],
     }
 
 
@@ -109,11 +136,15 @@ def _work_and_stop(ready, work):
 
 def main(thread, start):
     app.conf.worker_pool_start_method = start
-    said = {"results": [], "before": process_state()}
+    records = Records()
+    logging.getLogger().addHandler(records)
+    said = {"results": [], "logged": records.lines, "before": process_state()}
 
     def work():
         with allow_join_result():
             said["results"].append(add.delay(1, 2).get(timeout=PATIENCE))
+            with contextlib.suppress(Exception):
+                fail.delay().get(timeout=PATIENCE)
         said["during"] = process_state()
         if thread == "another":
             said["exit code"] = ask_for_exit_code("embedded@test")
