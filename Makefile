@@ -6,6 +6,9 @@
 #                       without asyncpool_redis_batching (BATCHING=on: with it)
 #   make test-python    all tests on another Python, found here or on Debian:
 #                       make test-python VERSION=3.14
+#   make test-celery    Celery's own integration tests, with this pool: BROKER=rabbitmq, and
+#                       POOL=prefork to compare; SELECTION=ci takes minutes, all of them half
+#                       an hour
 #   make lint types     ruff, mypy
 #   make soak           minutes of random tasks under random faults: make soak MINUTES=2
 #   make bench          the benchmarks, a quarter of an hour: see benchmarks/README.md
@@ -22,6 +25,10 @@ PYTHON ?= $(DEFAULT_PYTHON)
 VERSION ?= 3.14
 ARGS ?=
 MINUTES ?= 10
+# Of test-celery.
+BROKER ?= redis
+POOL ?= asyncpool
+SELECTION ?=
 # Of test-oldest: test has it on. Both ways of using Redis are tested so, in the time of one.
 BATCHING ?= off
 
@@ -36,8 +43,9 @@ endif
 ENVIRONMENTS ?= .
 VENV := $(ENVIRONMENTS)/.venv$(SUFFIX)
 OLDEST := $(ENVIRONMENTS)/.venv-oldest$(SUFFIX)
+CELERY := $(ENVIRONMENTS)/.venv-celery$(SUFFIX)
 
-.PHONY: help demo test test-oldest test-python lint types soak bench clean
+.PHONY: help demo test test-oldest test-python test-celery lint types soak bench clean
 
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
@@ -55,6 +63,11 @@ test-oldest: $(OLDEST)/dev.done
 
 test-python:
 	@tests/python.sh $(VERSION)
+
+test-celery: $(CELERY)/celery.done
+	@tests/install_servers.sh
+	$(CELERY)/bin/python -m tests.upstream --broker $(BROKER) --pool $(POOL) \
+	    $(if $(SELECTION),--selection $(SELECTION)) $(ARGS)
 
 lint: $(VENV)/dev.done
 	$(VENV)/bin/ruff check .
@@ -80,7 +93,7 @@ clean:
 # Extensions that work with the newest Celery, which they do not allow yet.
 UNPINNED = "celery-batches>=0.11"
 
-$(VENV)/pip.done $(OLDEST)/pip.done: %/pip.done:
+$(VENV)/pip.done $(OLDEST)/pip.done $(CELERY)/pip.done: %/pip.done:
 	$(PYTHON) -m venv $*
 	$*/bin/python -m pip install --quiet --upgrade "pip>=25.1"  # knows --group
 	@touch $@
@@ -96,6 +109,10 @@ $(VENV)/dev.done: pyproject.toml | $(VENV)/pip.done
 
 $(VENV)/bench.done: $(VENV)/dev.done
 	$(VENV)/bin/python -m pip install --quiet --group bench
+	@touch $@
+
+$(CELERY)/celery.done: pyproject.toml | $(CELERY)/pip.done
+	$(CELERY)/bin/python -m pip install --quiet --editable ".[redis]" --group celery
 	@touch $@
 
 $(OLDEST)/dev.done: pyproject.toml tests/oldest.py | $(OLDEST)/pip.done

@@ -1,0 +1,1 @@
+"""Celery's own integration tests, run with this pool: see `__main__.py`."""
