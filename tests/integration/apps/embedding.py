@@ -21,7 +21,7 @@ from celery.worker import state as worker_state
 from celery_asyncpool.parent import adopted
 
 PR_GET_CHILD_SUBREAPER = 37
-PATIENCE = 30.0
+PATIENCE = 100.0
 
 app = Celery(
     "embedding",
@@ -101,7 +101,7 @@ def worker_in_another_thread():
     with start_worker(
         app,
         pool="celery_asyncpool:Pool",
-        concurrency=2,
+        concurrency=1,
         hostname="embedded@test",
         perform_ping_check=False,
         shutdown_timeout=PATIENCE,
@@ -114,7 +114,7 @@ def run_in_main_thread(work):
     ready = threading.Event()
     on_ready = functools.partial(_set, ready)
     signals.worker_ready.connect(on_ready)
-    worker = app.Worker(pool="celery_asyncpool:Pool", concurrency=2, hostname="embedded@test")
+    worker = app.Worker(pool="celery_asyncpool:Pool", concurrency=1, hostname="embedded@test")
     with ThreadPoolExecutor(1) as threads:
         done = threads.submit(_work_and_stop, ready, work)
         worker.start()
