@@ -9,6 +9,10 @@ from typing import Any
 __all__ = ["check_returned"]
 
 
+#: What most bodies return.
+VALUES = frozenset({bool, bytes, dict, float, int, list, str, tuple, type(None)})
+
+
 def check_returned(task: Any, value: Any) -> Any:
     """Return *value*, which the body of *task* has returned and the pool has awaited.
 

@@ -45,16 +45,22 @@ HANDLERS = ("before_start", "on_success", "on_failure", "on_retry", "after_retur
 #: Celery's own tasks that call others, one after the other, and want their values.
 MAPS = ("celery.map", "celery.starmap")
 
-#: How functions that only give coroutines are marked: by :mod:`inspect` since Python
-#: 3.12, by :mod:`asyncio` before that, and by libraries in either way.
-MARKS = tuple(
-    (name, mark)
-    for name, mark in (
-        ("_is_coroutine_mark", getattr(inspect, "_is_coroutine_mark", None)),
-        ("_is_coroutine", getattr(asyncio.coroutines, "_is_coroutine", None)),
-    )
-    if mark is not None
-)
+
+def _marks() -> dict[str, Any]:
+    """How functions that only give coroutines are marked: attributes, and their values."""
+    marks = {}
+    if sys.version_info >= (3, 12):
+
+        def marked() -> None: ...
+
+        marks.update(vars(inspect.markcoroutinefunction(marked)))
+    # asyncio's own, of which libraries make use before that, and some still do.
+    if hasattr(asyncio.coroutines, "_is_coroutine"):
+        marks["_is_coroutine"] = asyncio.coroutines._is_coroutine
+    return marks
+
+
+MARKS = _marks()
 
 
 def body_attribute(task: Any) -> str:
@@ -135,7 +141,7 @@ def is_async(function: Any) -> bool:
 def mark_like(wrapper: Any, function: Any) -> None:
     """Let Python know of *wrapper* that it gives a coroutine if *function* does, and only then."""
     gives_coroutine = is_async(function)
-    for name, mark in MARKS:
+    for name, mark in MARKS.items():
         if gives_coroutine:
             setattr(wrapper, name, mark)
         elif getattr(wrapper, name, None) is mark:
@@ -185,5 +191,5 @@ def _is_marked(function: Any) -> bool:
     wrapped = getattr(function, "__wrapped__", None)
     return any(
         getattr(function, name, None) is mark and getattr(wrapped, name, None) is not mark
-        for name, mark in MARKS
+        for name, mark in MARKS.items()
     )

@@ -311,7 +311,7 @@ EXPECTED: tuple[Has | Calls | Sets | Frame, ...] = (
     # Python.
     Has("greenlet:greenlet.gr_context", "the tracer shares the job's context"),
     Has("asyncio:_get_running_loop", "guard, eager calls: whether a loop runs"),
-    Has("inspect:_is_coroutine_mark", "tasktypes: marked functions", sys.version_info >= (3, 12)),
+    Has("inspect:markcoroutinefunction", "tasktypes: its mark", sys.version_info >= (3, 12)),
     Has("asyncio.coroutines:_is_coroutine", "tasktypes: marks", sys.version_info < (3, 12)),
     Has("sys:_current_frames", "watchdog, limits: stacks of threads"),
     Has("sys:_getframe", "guard, shutdown: who calls"),

@@ -75,6 +75,10 @@ async def in_threads(function, /, **kwargs):
         return await threads.run(function, **kwargs)
 
 
+async def driven(function, /, **kwargs):
+    return await drive(function, **kwargs)
+
+
 #: All that take the arguments of a task's body, or of a call, in a pool process.
 WRAPPERS = {
     "SettledCall": lambda task: SettledCall(give),
@@ -84,7 +88,7 @@ WRAPPERS = {
     "call_for_tracer": lambda task: functools.partial(call_for_tracer, task, give),
     "call_in_thread": lambda task: functools.partial(call_in_thread, give),
     "offload": lambda task: functools.partial(offload, give),
-    "drive": lambda task: functools.partial(drive, give),
+    "drive": lambda task: functools.partial(driven, give),
     "threads": lambda task: functools.partial(in_threads, give),
     "client's thread": lambda task: functools.partial(call_in_clients_thread, give),
     "eager.call": lambda task: functools.partial(eager.call, give),
