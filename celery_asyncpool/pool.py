@@ -37,6 +37,7 @@ from .redis_transport import RedisBatching
 from .request import (
     fail_for_good,
     finish_async_errbacks,
+    finish_async_receivers,
     has_own_crash_budget,
     use_request,
 )
@@ -116,6 +117,7 @@ class Pool(BasePool):
         use_request(self.app)
         remember(self.app)
         finish_async_errbacks()
+        finish_async_receivers()
         warn_of_async_receivers()
         _, hostname = self.options["initargs"]
         self._main_process = MainProcess()

@@ -26,12 +26,14 @@ from celery.utils.log import get_logger
 from celery.worker import request
 from celery.worker import state as worker_state
 
+from .signals import TRACER_SIGNALS, LiveReceivers
 from .tasklimits import NO_TIME_LIMITS, call_time_limits
 
 __all__ = [
     "Request",
     "fail_for_good",
     "finish_async_errbacks",
+    "finish_async_receivers",
     "has_own_crash_budget",
     "request_class",
     "use_request",
@@ -193,6 +195,35 @@ def _finished_here(call: Any, pid: int) -> Any:
         return _finish(value) if is_here else value
 
     return __call__
+
+
+def finish_async_receivers() -> None:
+    """Let this process run async receivers of ``task_failure`` to their ends.
+
+    It sends that where a task's process could not. Harmless when repeated; forks
+    have ways of their own (:mod:`.child.receivers`).
+    """
+    for signal in TRACER_SIGNALS:
+        signal._live_receivers = LiveReceivers(signal, _finished_receivers)
+
+
+def _finished_receivers(name: str, receivers: list[Any]) -> list[Any]:
+    if asyncio._get_running_loop() is not None:
+        return receivers
+    return [_FinishedReceiver(receiver) for receiver in receivers]
+
+
+class _FinishedReceiver:
+    """A receiver whose awaitable is run to its end."""
+
+    def __init__(self, receiver: Any) -> None:
+        self._receiver = receiver
+
+    def __repr__(self) -> str:
+        return repr(self._receiver)  # for Celery's log
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        return _finish(self._receiver(*args, **kwargs))
 
 
 def _finish(value: Any) -> Any:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from celery import signals
@@ -24,6 +24,7 @@ from celery.utils.log import get_logger
 
 __all__ = [
     "TRACER_SIGNALS",
+    "LiveReceivers",
     "asyncpool_process_started",
     "asyncpool_process_stopped",
     "asyncpool_process_stopping",
@@ -59,6 +60,24 @@ _INSTEAD: dict[str, Any] = {
     "worker_process_init": asyncpool_process_started,
     "worker_process_shutdown": asyncpool_process_stopping,
 }
+
+
+class LiveReceivers:
+    """``Signal._live_receivers`` of one signal, which ``send`` asks whom to call.
+
+    Arguments:
+        signal: the signal.
+        wrap: called with the signal's name and a list of receivers, returns what to
+            call in their place.
+    """
+
+    def __init__(self, signal: Any, wrap: Callable[[str, list[Any]], list[Any]]) -> None:
+        self._signal = signal
+        self._wrap = wrap
+
+    def __call__(self, sender: Any) -> list[Any]:
+        receivers = type(self._signal)._live_receivers(self._signal, sender)
+        return self._wrap(self._signal.name, receivers) if receivers else receivers
 
 
 def warn_of_async_receivers() -> None:

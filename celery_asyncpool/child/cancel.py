@@ -88,6 +88,8 @@ class BodyControl:
         on_started: called, on the loop's thread, when a body with a hard limit starts.
         on_cancelled: likewise when its hard limit, or a termination, cancels it.
         on_limit: likewise when a limit is over: whether it is the soft one.
+        on_over: likewise when there is nothing more of it that limits or terminations
+            are for; not always, since the job's end tells as much.
         on_stuck: likewise, with the verdict and the body's stack, when a cancelled
             body has not ended in time.
     """
@@ -102,6 +104,7 @@ class BodyControl:
         on_started: Callable[[], None],
         on_cancelled: Callable[[], None],
         on_limit: Callable[[bool], None],
+        on_over: Callable[[], None],
         on_stuck: Callable[[Verdict, str], None],
     ) -> None:
         self.clock = BodyClock(limits, grace)
@@ -110,6 +113,8 @@ class BodyControl:
         self._on_started = on_started
         self._on_cancelled = on_cancelled
         self._on_limit = on_limit
+        self._on_over = on_over
+        self._told_over = False
         self._on_stuck = on_stuck
         #: Held while the clock moves: a `def` body moves it from its thread.
         self._lock = threading.RLock()
@@ -236,9 +241,12 @@ class BodyControl:
             if self._thread is not None and self._raised:
                 # One that is on its way must not arrive after the body.
                 take_back(self._thread)
+        if self.clock.verdict is not Verdict.NONE and not self._told_over:
+            self._told_over = True
+            self._loop.call_soon_threadsafe(self._on_over)
         if not self._in_thread:
-            if self._timer is not None:
-                self._timer.cancel()
+            # Its timer stays: where the job is not over when the hard limit would
+            # have been, the parent has to know that the body is.
             while self.task is not None and self.task.cancelling():
                 self.task.uncancel()  # what the tracer awaits from here on is not the body
         self._coroutine = self._told = self.due = None
@@ -290,6 +298,8 @@ class BodyControl:
         self._told_in = []
 
     def _on_start(self) -> None:
+        if self.clock.state is BodyState.ENDED:
+            return  # a body in a thread, that was faster
         if self.clock.limits.hard is not None:
             self._on_started()
         self._arm()
@@ -298,8 +308,12 @@ class BodyControl:
         """The job is to be ended; without effect when it is too late."""
         with self._lock:
             waiting = self._thread is None and self._coroutine is None
-            if not self.clock.terminate(time.monotonic()):
-                return
+            has_ended = self.clock.state is BodyState.ENDED
+            is_new = self.clock.terminate(time.monotonic())
+        if has_ended:
+            self._on_over()
+        if not is_new:
+            return
         if waiting:
             # Not started: waiting for a thread, or in what comes before a body.
             assert self.task is not None
@@ -318,6 +332,9 @@ class BodyControl:
             self._timer = self._loop.call_later(delay, self._on_time)
 
     def _on_time(self) -> None:
+        if self.clock.state is BodyState.ENDED:
+            self._on_over()
+            return
         with self._lock:
             action = self.clock.poll(time.monotonic())
             if action is Action.SOFT_LIMIT:
@@ -329,11 +346,14 @@ class BodyControl:
             logger.warning("Soft time limit (%ss) exceeded for %s", limits.soft, self.who)
             self._on_limit(True)
         elif action is Action.HARD_LIMIT:
-            logger.error("Hard time limit (%ss) exceeded for %s", limits.hard, self.who)
+            self._log_hard_limit()
             self._on_limit(False)
         elif action is Action.DETACH:
             self._on_stuck(self.clock.verdict, self._body_stack())
         self._arm()
+
+    def _log_hard_limit(self) -> None:
+        logger.error("Hard time limit (%ss) exceeded for %s", self.clock.limits.hard, self.who)
 
     def _tell_soft_limit(self) -> None:
         if self.hook is not None:

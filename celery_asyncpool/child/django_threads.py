@@ -28,6 +28,7 @@ from typing import Any
 from celery.utils.log import get_logger
 
 from .offload import OffloadedBackend
+from .stepthreads import StepThread, StepThreads
 from .trace import on_loop_thread
 
 __all__ = [
@@ -46,9 +47,9 @@ logger = get_logger(__name__)
 _inherited_pools: list[Any] = []
 
 
-def django_threads(limit: int) -> DjangoThreads | None:
+def django_threads(limit: int, own: StepThreads | None = None) -> DjangoThreads | None:
     """The threads for Django's ORM in this process, None where Django is not in use."""
-    return DjangoThreads(limit) if "django.db" in sys.modules else None
+    return DjangoThreads(limit, own) if "django.db" in sys.modules else None
 
 
 def keep_fixup_off_loop() -> None:
@@ -102,10 +103,12 @@ class DjangoThreads:
 
     Arguments:
         limit: how many there are at most, and so how many connections to each database.
+        own: gives a thread to a job that must not share one; None: all share.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, own: StepThreads | None = None) -> None:
         self.limit = limit
+        self.own = own
         self._threads: list[_OrmThread] = []
         #: A `def` body may run a loop in its thread, and call from there.
         self._lock = threading.RLock()
@@ -137,8 +140,12 @@ class DjangoThreads:
             thread.executor.submit(_close_old_connections)
         return thread
 
-    def release(self, thread: _OrmThread) -> None:
+    def release(self, thread: _OrmThread | StepThread) -> None:
         """One job less uses *thread*; with the lock held."""
+        if isinstance(thread, StepThread):
+            assert self.own is not None
+            self.own.take_back(thread)
+            return
         thread.jobs -= 1
         thread.executor.submit(thread.after_job)
 
@@ -156,15 +163,33 @@ class JobExecutor(Executor):
     def __init__(self, threads: DjangoThreads, lock: Any) -> None:
         self._threads = threads
         self._lock = lock
-        self._thread: _OrmThread | None = None
+        self._thread: _OrmThread | StepThread | None = None
         self._calls = 0
+        #: The body has started: until then, what uses the ORM may choose something
+        #: on the connection for it, a tenant, say.
+        self._in_body = False
         self._has_ended = False
+
+    @property
+    def has_thread(self) -> bool:
+        """Whether the job has used the ORM, and so has its thread."""
+        return self._thread is not None
+
+    def on_body(self) -> None:
+        """The body starts; what it uses may be shared with other jobs."""
+        self._in_body = True
+
+    def adopt(self, thread: StepThread) -> None:
+        """From now on *thread* is the job's, and only its own."""
+        with self._lock:
+            self._thread = thread
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Call *fn* in the job's thread."""
         with self._lock:
             if self._thread is None:
-                self._thread = self._threads.lease()
+                own = self._threads.own if not self._in_body else None
+                self._thread = self._threads.lease() if own is None else own.take()
             self._calls += 1
             future = self._thread.executor.submit(fn, *args, **kwargs)
         future.add_done_callback(self._on_done)

@@ -21,7 +21,10 @@ from celery.utils.threads import get_ident
 
 if TYPE_CHECKING:
     from .cancel import BodyControl
+    from .django_threads import JobExecutor
     from .retries import PendingRetry
+    from .steps import StepControl, Steps
+    from .stepthreads import StepThread
 
 __all__ = [
     "JobContext",
@@ -55,9 +58,13 @@ class JobContext:
         "in_body",
         "job_id",
         "loop_settings",
+        "orm",
         "payload",
         "retries",
+        "step",
+        "steps",
         "terminating",
+        "thread",
         "who",
     )
 
@@ -69,6 +76,14 @@ class JobContext:
         self.who = "?"
         #: Starts, times and ends the job's body; see :mod:`.cancel`.
         self.control: BodyControl | None = None
+        #: Runs its handlers and receivers; None outside of worker processes.
+        self.steps: Steps | None = None
+        #: The one that runs now.
+        self.step: StepControl | None = None
+        #: The thread that it has borrowed for those.
+        self.thread: StepThread | None = None
+        #: Where it uses Django's ORM; None without Django.
+        self.orm: JobExecutor | None = None
         #: Somebody has asked for its end, perhaps before it has begun.
         self.terminating = False
         #: The process goes away: end without a result, the broker or parent decides.

@@ -31,6 +31,7 @@ from .loop import new_loop
 from .monitoring import flush_monitoring, prepare_monitoring
 from .orphan import ORPHAN_GRACE, OrphanGuard
 from .parent_signals import ParentSignals, take_back_signals
+from .receivers import call_receivers_as_steps
 from .runner import Runner
 from .tasks import RunCall
 from .threads import BodyThreads
@@ -94,6 +95,7 @@ def _start(app: Any, end: ChildEnd, options: ChildOptions) -> _Process:
 def _prepare_tasks(app: Any, redis_batching: bool) -> dict[str, RunCall]:
     """Make Celery's parts of *app* follow jobs and leave the loop free."""
     follow_task_stack()
+    call_receivers_as_steps()
     keep_fixup_off_loop()
     offload.start_threads(app, redis_batching)
     offload.offload_publishing(app)
@@ -146,7 +148,7 @@ class _Process:
         )
         self.threads = BodyThreads(options.threads)
         self.runner = Runner(app, runs, self.loop, pipe, self.threads, options.cancel_grace)
-        self.runner.django = django_threads(options.threads)
+        self.runner.django = django_threads(options.threads, self.runner.step_threads)
         self.runner.signals = ParentSignals(self.loop)
         if options.block_warning > 0:
             self.runner.watchdog = Watchdog(
@@ -239,6 +241,7 @@ class _Process:
         self.threads.shutdown()
         if self.runner.django is not None:
             self.runner.django.stop()
+        self.runner.step_threads.stop()
         offload.stop_stores()
         await asyncio.sleep(0)  # the loop learns of the connection's end
 

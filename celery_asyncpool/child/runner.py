@@ -38,6 +38,8 @@ from .jobcontext import JobContext, enter_job
 from .offload import offload, redis_counters
 from .parent_signals import ParentSignals
 from .retries import send_retry
+from .steps import Steps, end_job
+from .stepthreads import StepThreads
 from .tasks import RunCall
 from .threads import BodyThreads
 from .trace import drive
@@ -82,6 +84,16 @@ class Runner:
         self.watchdog: Watchdog | None = None
         #: Where jobs use Django's ORM; see :mod:`.django_threads`.
         self.django: DjangoThreads | None = None
+        #: Where plain handlers and receivers of jobs on the loop run.
+        self.step_threads = StepThreads(threads.limit)
+        self.steps = Steps(
+            loop,
+            self.step_threads,
+            grace,
+            on_cancelled=functools.partial(self._send_now, Kind.CANCELLED),
+            on_over=functools.partial(self._send_now, Kind.OVER),
+            on_stuck=self._on_stuck,
+        )
         #: Looks after handlers that bodies have set; see :mod:`.parent_signals`.
         self.signals: ParentSignals | None = None
         self._running: dict[int, tuple[JobContext, asyncio.Task[bytes]]] = {}
@@ -137,7 +149,7 @@ class Runner:
             if job.control is None:
                 task.cancel()
             elif not job.terminating:
-                job.control.terminate()
+                end_job(job)
         return [task for _, task in running]
 
     # From the parent.
@@ -189,10 +201,7 @@ class Runner:
                 job.terminating = True
                 return
         if job_id in self._running:
-            job, _ = self._running[job_id]
-            job.terminating = True
-            if job.control is not None:
-                job.control.terminate()
+            end_job(self._running[job_id][0])
 
     # One job.
 
@@ -201,7 +210,8 @@ class Runner:
         payload, job.payload = job.payload, None
         assert payload is not None
         enter_job(job)
-        orm = self.django.enter() if self.django is not None else None
+        if self.django is not None:
+            job.orm = self.django.enter()
         try:
             target, args, kwargs, soft, hard = _unpack(payload)
             del payload  # it would wait here as long as the body does
@@ -222,8 +232,9 @@ class Runner:
             # loop, and a cancelled job must still tell that its slot is free.
             return self._encode_error(job, exc)
         finally:
-            if orm is not None:
-                orm.leave()
+            self.steps.after_job(job)
+            if job.orm is not None:
+                job.orm.leave()
 
     def _on_end(self, job: JobContext, task: asyncio.Task[bytes]) -> None:
         """The asyncio task of *job* has ended, whatever has ended it: so has the job."""
@@ -253,8 +264,10 @@ class Runner:
             on_started=functools.partial(self._on_started, job.job_id),
             on_cancelled=functools.partial(self._send_now, Kind.CANCELLED, job.job_id),
             on_limit=functools.partial(self._on_limit, job.job_id),
+            on_over=functools.partial(self._send_now, Kind.OVER, job.job_id),
             on_stuck=functools.partial(self._on_stuck, job.job_id),
         )
+        job.steps = self.steps
         job.control.task = asyncio.current_task()
         assert job.control.task is not None
         job.control.task.set_name(job.who)
@@ -270,9 +283,12 @@ class Runner:
     def _on_limit(self, job_id: int, is_soft: bool) -> None:
         self._send_now(Kind.LIMIT, job_id, protocol.SOFT if is_soft else protocol.HARD)
 
-    def _on_stuck(self, job_id: int, verdict: Verdict, stack: str) -> None:
-        logger.error("the body of job %d does not end; its process must go:\n%s", job_id, stack)
-        self._send_now(Kind.STUCK, job_id, protocol.dumps((verdict.value, stack)))
+    def _on_stuck(self, job_id: int, verdict: Verdict, stack: str, outcome: Any = None) -> None:
+        """What runs of a job does not end; *outcome*: what its tracer would have returned."""
+        who = self._running[job_id][0].who if job_id in self._running else f"job {job_id}"
+        logger.error("%s does not end; its process must go:\n%s", who, stack)
+        payload = self._payload(True, outcome) if outcome is not None else None
+        self._send_now(Kind.STUCK, job_id, protocol.dumps((verdict.value, stack, payload)))
 
     def _send_now(self, kind: Kind, job_id: int, payload: bytes = b"") -> None:
         self._send(protocol.encode(kind, job_id, payload))
@@ -305,13 +321,19 @@ class Runner:
     def _encode(self, job_id: int, succeeded: bool, value: Any) -> bytes:
         """Return the READY frame of what a tracer has returned, or of an error."""
         try:
+            return protocol.encode(Kind.READY, job_id, self._payload(succeeded, value))
+        except Exception as exc:  # a frame cannot have this size
+            replacement = _pickleable(succeeded, value, exc)
+            return protocol.encode(Kind.READY, job_id, protocol.dumps(replacement))
+
+    def _payload(self, succeeded: bool, value: Any) -> bytes:
+        try:
             payload = protocol.dumps((succeeded, value))
             if not succeeded or value[0]:
                 protocol.loads(payload)  # an exception may pickle and not unpickle
-            return protocol.encode(Kind.READY, job_id, payload)
+            return payload
         except Exception as exc:
-            replacement = _pickleable(succeeded, value, exc)
-            return protocol.encode(Kind.READY, job_id, protocol.dumps(replacement))
+            return protocol.dumps(_pickleable(succeeded, value, exc))
 
     def _encode_value(self, job_id: int, value: Any) -> bytes:
         """Return the READY frame of what a function has returned, whatever it is."""

@@ -37,6 +37,7 @@ from .jobcontext import JobContext, current_job, follow_jobs
 from .offload import OffloadedBackend
 from .retries import RetryAfterBody, body_ended
 from .softhook import SoftLimitHook
+from .steps import HandlerCall
 from .trace import can_settle, in_tracer, settle
 
 __all__ = ["RunCall", "build_trace", "call_body", "prepare", "run_body"]
@@ -138,6 +139,8 @@ def run_body(job: JobContext, task: Any, call: Callable[[], Any]) -> Any:
         return check_returned(task, settle(call()))
     if control.has_started:
         return check_returned(task, _settle_within(control, call()))
+    if job.steps is not None:
+        job.steps.before_body(job)
     error: BaseException | None = None
     try:
         return _run_to_end(job, task, control, call)
@@ -219,7 +222,7 @@ def prepare(task: Any) -> RunCall:
     task.retry = RetryAfterBody(task.retry, task)
     for handler in HANDLERS:
         if getattr(type(task), handler) is not getattr(BaseTask, handler):
-            setattr(task, handler, SettledCall(getattr(task, handler)))
+            setattr(task, handler, HandlerCall(getattr(task, handler)))
     # The option `backend` hides the property of that name, and `_backend` tells nothing.
     backend = task.backend
     if backend is not task.app.backend and not isinstance(backend, OffloadedBackend):

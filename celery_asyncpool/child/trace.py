@@ -18,10 +18,14 @@ else that uses contextvars.
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import threading
 import types
+from asyncio import Task  # as it is now: a body may put another in its place
 from collections.abc import Awaitable, Callable, Generator
+from concurrent.futures import Future
+from contextvars import Context, ContextVar, copy_context
 from typing import Any
 
 import greenlet
@@ -187,9 +191,67 @@ def settle(value: Any) -> Any:
     if tracer is not None:
         return tracer.wait(value)
     if _loop is not None and _thread.may_block:
-        return asyncio.run_coroutine_threadsafe(_await(value), _loop).result()
+        return _await_on_loop(value, _loop)
     return value
 
 
-async def _await(awaitable: Awaitable[Any]) -> Any:
-    return await awaitable
+#: The context on the loop of what a thread's job awaits there, made at its first need.
+_on_loop: ContextVar[Context] = ContextVar("celery_asyncpool_context_on_loop")
+
+
+def _await_on_loop(awaitable: Awaitable[Any], loop: asyncio.AbstractEventLoop) -> Any:
+    """In a job's thread: await *awaitable* on *loop*, in a context like the thread's.
+
+    Not in the same one, which the thread is in. There is one for each job, so that
+    what was awaited first and what is awaited then are in the same context; changes
+    are taken over both ways.
+    """
+    context = _on_loop.get(None)
+    if context is None:
+        context = copy_context()
+        _on_loop.set(context)
+    outcome: Future[Any] = Future()
+    loop.call_soon_threadsafe(_start, loop, context, awaitable, copy_context(), outcome)
+    try:
+        return outcome.result()
+    finally:
+        _take_over(context)
+
+
+def _start(
+    loop: asyncio.AbstractEventLoop,
+    context: Context,
+    awaitable: Awaitable[Any],
+    threads_context: Context,
+    outcome: Future[Any],
+) -> None:
+    task = Task(_await(awaitable, threads_context, outcome), loop=loop, context=context)
+    task.add_done_callback(functools.partial(_end, awaitable, outcome))
+
+
+def _end(awaitable: Awaitable[Any], outcome: Future[Any], task: Task[None]) -> None:
+    if not outcome.done():  # it was cancelled before its first step
+        if inspect.iscoroutine(awaitable):
+            awaitable.close()
+        outcome.set_exception(asyncio.CancelledError())
+
+
+async def _await(awaitable: Awaitable[Any], context: Context, outcome: Future[Any]) -> None:
+    """On the loop, which must see neither a SystemExit nor an error that nobody gets."""
+    try:
+        _take_over(context)
+        value = await awaitable
+    except BaseException as exc:
+        outcome.set_exception(exc)
+    else:
+        outcome.set_result(value)
+
+
+def _take_over(context: Context) -> None:
+    """Set in the current context what is set in *context*."""
+    for variable, value in context.items():
+        if variable is not _on_loop and variable.get(_MISSING) is not value:
+            variable.set(value)
+
+
+_MISSING = object()

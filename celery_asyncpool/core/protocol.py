@@ -16,7 +16,10 @@ ACK      to parent ``!d`` monotonic seconds: accepted; sent before the first ste
 STARTED  to parent ``!d`` monotonic seconds: the body starts; only with a hard limit
 CANCELLED to parent none: the body is cancelled, by its hard limit or CANCEL
 LIMIT    to parent ``soft`` or ``hard``: that limit of the body is over
-STUCK    to parent pickled ``(verdict, stack)``: the body refuses to end; report it
+OVER     to parent none: what was to be ended has ended, or there is nothing to end;
+                   what comes now has no limit
+STUCK    to parent pickled ``(verdict, stack, outcome)``: what is to end refuses; report
+                   the verdict, or the outcome, a READY's payload, where there is one
 READY    to parent pickled ``(succeeded, value)``: the job's end, its slot is free;
                    empty where there is nothing to report (any more)
 STATUS   to parent pickled dict of counters, for ``inspect stats``
@@ -69,6 +72,7 @@ class Kind(IntEnum):
     STUCK = 10
     ABORT = 11
     LIMIT = 12
+    OVER = 13
 
 
 #: Payloads of LIMIT.

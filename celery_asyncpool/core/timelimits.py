@@ -119,13 +119,24 @@ class BodyClock:
         grace: seconds that a cancelled body has to end.
     """
 
-    __slots__ = ("_hard_at", "_soft_at", "grace", "limits", "refuses_at", "state", "verdict")
+    __slots__ = (
+        "_hard_at",
+        "_soft_at",
+        "grace",
+        "limits",
+        "refuses_at",
+        "started_at",
+        "state",
+        "verdict",
+    )
 
     def __init__(self, limits: Limits, grace: float) -> None:
         self.limits = limits
         self.grace = grace
         self.state = BodyState.WAITING
         self.verdict = Verdict.NONE
+        #: When the body has started; None: it has not.
+        self.started_at: float | None = None
         self._soft_at: float | None = None
         self._hard_at: float | None = None
         #: When a cancelled body counts as one that refuses to end.
@@ -141,6 +152,7 @@ class BodyClock:
         if self.verdict is not Verdict.NONE:
             return False
         self.state = BodyState.RUNNING
+        self.started_at = now
         self._soft_at = None if self.limits.soft is None else now + self.limits.soft
         self._hard_at = None if self.limits.hard is None else now + self.limits.hard
         return True

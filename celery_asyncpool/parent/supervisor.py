@@ -456,6 +456,11 @@ class Supervisor:
         if job is not None and not job.has_ended:
             self._tell_timeout(job, is_soft=message.payload == protocol.SOFT)
 
+    def _on_over(self, process: WorkerProcess, message: Message) -> None:
+        """Its body, or what was to end of it, has ended: our clock is not for what comes."""
+        process.overdue.pop(message.job_id, None)
+        self._backstops.clear(message.job_id)
+
     def _on_stuck(self, process: WorkerProcess, message: Message) -> None:
         """A body refuses to end: report its job now, and be rid of the process.
 
@@ -465,13 +470,16 @@ class Supervisor:
         if job is None:
             return
         self._backstops.clear(job.id)
-        verdict, stack = protocol.loads(message.payload)
+        verdict, stack, outcome = protocol.loads(message.payload)
         process.stuck.add(job.id)
         self._drain_for_stuck(process)
         # Not maintain(): it would judge the jobs of a process that is gone while
         # messages of its last read wait to be handled.
         self._replenish()
-        if verdict == Verdict.TERMINATED.value:
+        if outcome is not None:
+            if job.finish():
+                self._tell_result(job, outcome)
+        elif verdict == Verdict.TERMINATED.value:
             self._report_terminated(job)
         else:
             self._report_timed_out(job, stack)
@@ -759,6 +767,8 @@ class Supervisor:
             self._on_cancelled(process, message)
         elif kind is Kind.LIMIT:
             self._on_limit(process, message)
+        elif kind is Kind.OVER:
+            self._on_over(process, message)
         elif kind is Kind.STUCK:
             self._on_stuck(process, message)
         elif kind is Kind.STATUS:

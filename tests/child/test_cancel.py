@@ -133,6 +133,7 @@ def run_job(
             on_started=lambda: outcome.told.append("started"),
             on_cancelled=lambda: outcome.told.append("cancelled"),
             on_limit=lambda is_soft: outcome.limits.append(is_soft),
+            on_over=lambda: None,
             on_stuck=lambda verdict, stack: outcome.told.append((verdict, stack)),
         )
         job.control.task = asyncio.current_task()

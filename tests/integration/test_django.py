@@ -196,6 +196,67 @@ def test_connections_of_plain_tasks_are_closed_as_by_prefork(worker):
     assert connections(worker, "opened").total() == before + 3
 
 
+@pytest.mark.parametrize("fail", [False, True])
+@pytest.mark.parametrize("body", ["async", "def"])
+def test_handlers_and_receivers_use_the_orm(worker, body, fail):
+    """Plain ones write, in transactions too, and the task's own outcome is stored."""
+    [result] = send(worker, f"{body}_noted", fail)
+    if fail:
+        with pytest.raises(ValueError, match="no"):
+            result.get(timeout=60)
+    else:
+        result.get(timeout=60)
+    worker.wait_settled(result)
+
+    after = ["on_failure no", "task_failure"] if fail else ["on_success", "task_success"]
+    expected = ["task_prerun", "before_start", *after, "after_return", "task_postrun"]
+    assert ask(worker, "notes", result.id) == expected
+    wait_closed(worker)
+
+
+def test_failure_is_the_bodys(worker):
+    """The error of a body is stored, whatever its `on_failure` does with the ORM."""
+    results = send(worker, "failing", times=60)
+    for result in results:
+        with pytest.raises(ValueError, match="no"):
+            result.get(timeout=60)
+    worker.wait_settled(*results)
+    assert ask(worker, "notes", results[-1].id) == ["ValueError('no')"]
+    wait_closed(worker)
+
+
+@pytest.mark.parametrize("body", ["async", "def"])
+@pytest.mark.parametrize("how", ["receiver", "handler", "async receiver"])
+def test_tenant(start, database, body, how):
+    """What is chosen on the connection before the body holds in it, and is its task's alone.
+
+    Also with more tasks at a time than threads.
+    """
+    if (body, how) == ("def", "async receiver"):
+        pytest.skip("a def body has a thread, and its connection, of its own")
+    name = {"async receiver": "receiver_atenant"}.get(how, f"{how}_tenant")
+    with start(CONN_MAX_AGE=600) as worker:
+        tenants = [f"tenant {n}" for n in range(45)]
+        results = [send(worker, f"{body}_{name}", tenant, 0.2)[0] for tenant in tenants]
+        others = send(worker, "no_tenant", 0.1, times=20)
+
+        for tenant, result in zip(tenants, results, strict=True):
+            found = [tenant] * (1 + (database.engine == "postgresql"))
+            if (body, how) == ("def", "receiver") and len(found) > 1:
+                # Celery's fixup, connected later, closes the connection: as on prefork.
+                found[1] = None
+            assert result.get(timeout=60) == [[*found, "de"]] * 2
+        for other in others:
+            assert [lookup[:-1] for lookup in other.get(timeout=60)] == [
+                [None] * (1 + (database.engine == "postgresql"))
+            ] * 2
+        worker.wait_settled(*results, *others)
+        assert ask(worker, "no_tenant", 0)[0][-1] != "de"
+        for tenant, result in zip(tenants, results, strict=True):
+            for line in worker.records("on_success", id=result.id):
+                assert line["tenants"][0] == tenant
+
+
 def test_persistent_connections_and_results_in_the_database(start):
     """With CONN_MAX_AGE, connections serve the next tasks; django-celery-results has its own."""
     with start(CONN_MAX_AGE=600, env={"DJANGO_RESULTS": "django-db"}) as worker:

@@ -5,12 +5,13 @@ import os
 import threading
 
 from asgiref.sync import SyncToAsync, sync_to_async
-from celery import shared_task
+from celery import Task, shared_task, signals
 from django.db import close_old_connections, connection, transaction
 from django.db.backends.signals import connection_created
+from django.utils import translation
 
 from ..recording import record
-from .models import Thing
+from .models import Note, Thing
 
 #: How many calls of the ORM must be under way at once, in one process.
 MEETING = threading.Barrier(int(os.environ.get("DJANGO_MEETING", "4")))
@@ -165,3 +166,154 @@ async def states(ids):
 
     found = {row.task_id: row.status async for row in TaskResult.objects.filter(task_id__in=ids)}
     record("states", states=[found.get(task_id) for task_id in ids])
+
+
+# Handlers and receivers.
+
+
+class Noting(Task):
+    """Its plain handlers write with the ORM, in a transaction."""
+
+    abstract = True
+
+    @transaction.atomic
+    def note(self, text, task_id):
+        Note.objects.create(task_id=task_id, text=text)
+
+    def before_start(self, task_id, args, kwargs):
+        self.note("before_start", task_id)
+
+    def on_success(self, retval, task_id, args, kwargs):
+        self.note("on_success", task_id)
+
+    def on_failure(self, exc, task_id, args, kwargs, einfo):
+        self.note(f"on_failure {exc}", task_id)
+
+    def after_return(self, status, retval, task_id, args, kwargs, einfo):
+        self.note("after_return", task_id)
+
+
+def by_signal(name, sender):
+    @getattr(signals, name).connect(weak=False)
+    def receiver(sender, task_id=None, **kwargs):
+        if sender.name.endswith("noted"):
+            Note.objects.create(task_id=task_id or sender.request.id, text=name)
+
+
+for _name in ("task_prerun", "task_success", "task_failure", "task_postrun"):
+    by_signal(_name, "noted")
+
+
+@shared_task(base=Noting)
+async def async_noted(fail):
+    await asyncio.sleep(0)
+    if fail:
+        raise ValueError("no")
+
+
+@shared_task(base=Noting)
+def def_noted(fail):
+    if fail:
+        raise ValueError("no")
+
+
+@shared_task
+async def notes(task_id):
+    return [note.text async for note in Note.objects.filter(task_id=task_id).order_by("pk")]
+
+
+class OnFailure(Task):
+    """The usual way to keep a record of errors."""
+
+    abstract = True
+
+    def on_failure(self, exc, task_id, args, kwargs, einfo):
+        Note.objects.create(task_id=task_id, text=repr(exc))
+
+
+@shared_task(base=OnFailure)
+async def failing():
+    raise ValueError("no")
+
+
+# Tenants, chosen on the connection before the body.
+
+
+def choose_tenant(tenant):
+    """As django-tenants: an attribute of the connection, and a setting in the database."""
+    connection.tenant = tenant
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT set_config('app.tenant', %s, false)", [tenant])
+
+
+def find_tenant():
+    tenants = [getattr(connection, "tenant", None)]
+    with connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            cursor.execute("SELECT current_setting('app.tenant', true)")
+            tenants.append(cursor.fetchone()[0] or None)
+    return [*tenants, translation.get_language()]
+
+
+@signals.task_prerun.connect
+def enter_tenant(sender, args, **kwargs):
+    if sender.name.endswith("receiver_tenant"):
+        choose_tenant(args[0])
+        translation.activate("de")
+
+
+@signals.task_prerun.connect
+async def enter_tenant_async(sender, args, **kwargs):
+    if sender.name.endswith("receiver_atenant"):
+        await sync_to_async(choose_tenant)(args[0])
+        translation.activate("de")
+
+
+class InTenant(Task):
+    abstract = True
+
+    def before_start(self, task_id, args, kwargs):
+        choose_tenant(args[0])
+        translation.activate("de")
+
+    def on_success(self, retval, task_id, args, kwargs):
+        record("on_success", id=task_id, tenants=find_tenant())
+
+
+async def work_in_tenant(seconds):
+    """What the task sees at first, later, and with the async ORM."""
+    found = [await sync_to_async(find_tenant)()]
+    await asyncio.sleep(seconds)
+    await Thing.objects.acount()
+    return [*found, await sync_to_async(find_tenant)()]
+
+
+@shared_task
+async def async_receiver_tenant(tenant, seconds):
+    return await work_in_tenant(seconds)
+
+
+@shared_task
+async def async_receiver_atenant(tenant, seconds):
+    return await work_in_tenant(seconds)
+
+
+@shared_task(base=InTenant)
+async def async_handler_tenant(tenant, seconds):
+    return await work_in_tenant(seconds)
+
+
+@shared_task
+def def_receiver_tenant(tenant, seconds):
+    return [find_tenant(), find_tenant()]
+
+
+@shared_task(base=InTenant)
+def def_handler_tenant(tenant, seconds):
+    return [find_tenant(), find_tenant()]
+
+
+@shared_task
+async def no_tenant(seconds):
+    return await work_in_tenant(seconds)
