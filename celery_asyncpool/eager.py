@@ -29,7 +29,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import CancelledError as TaskBodyCancelled
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from typing import Any, Protocol
 
 from celery._state import _task_stack  # type: ignore[attr-defined]
@@ -42,11 +42,13 @@ from .child.jobcontext import (
     follow_task_stack,
     job_entered,
 )
+from .child.looptwin import LoopTwin
 from .child.retries import body_ended
 from .loopcode import runs_a_loop
 from .outcomes import unwrapped
 from .pydantic_bodies import with_models
 from .returned import check_returned
+from .signals import wrap_receivers
 from .tasktypes import (
     HANDLERS,
     MAPS,
@@ -197,6 +199,7 @@ def prepare(task: Any) -> None:
             if mapped.name not in MAPS:
                 prepare(mapped)
     follow_jobs(task)
+    wrap_receivers(_awaited_receivers)
     _wrap_body(task)
     for handler in HANDLERS:
         if getattr(type(task), handler) is not getattr(Task, handler):
@@ -274,6 +277,20 @@ def _awaited(awaiter: _Awaiter, awaitable: Awaitable[Any]) -> Any:
         return awaiter.run(awaitable)
     finally:
         awaiter.is_busy = False
+
+
+def _awaited_receivers(name: str, receivers: list[Any]) -> list[Any]:
+    awaiter = _thread.awaiter
+    if awaiter is None or awaiter.is_busy:
+        return receivers
+    return [_Receiver(receiver) for receiver in receivers]
+
+
+class _Receiver(_Call):
+    """A receiver of a signal that an eager call's tracer sends."""
+
+    def __repr__(self) -> str:
+        return repr(self.function)  # for Celery's log
 
 
 class _Body(_Call):
@@ -364,6 +381,7 @@ class _OwnLoop:
     def __init__(self) -> None:
         self.is_busy = False
         self._runner: asyncio.Runner | None = None
+        self._twin: LoopTwin | None = None
 
     def run(self, awaitable: Awaitable[Any]) -> Any:
         if self._runner is None:
@@ -376,10 +394,15 @@ class _OwnLoop:
             _off_loop(self._runner.close)
 
     def _run(self, runner: asyncio.Runner, awaitable: Awaitable[Any]) -> Any:
+        if self._twin is None:
+            self._twin = LoopTwin()
+        twin = self._twin
         try:
-            return runner.run(_await(awaitable), context=copy_context())
+            return runner.run(twin.run(awaitable, copy_context()), context=twin.context)
         except asyncio.CancelledError as exc:
             raise _cancelled(exc) from exc
+        finally:
+            twin.take_back()
 
 
 class CallersLoop:
@@ -389,16 +412,22 @@ class CallersLoop:
         self.is_busy = False
         self._loop = loop
         self._body: asyncio.Task[Any] | None = None
+        self._twin: LoopTwin | None = None
         self._is_cancelled = False
         self._error: BaseException | None = None
 
     def run(self, awaitable: Awaitable[Any]) -> Any:
         outcome: Future[Any] = Future()
-        self._loop.call_soon_threadsafe(self._start, awaitable, outcome)
+        if self._twin is None:
+            self._twin = LoopTwin()
+        twin = self._twin
+        self._loop.call_soon_threadsafe(self._start, twin, awaitable, copy_context(), outcome)
         try:
             return outcome.result()
         except asyncio.CancelledError as exc:
             raise self._error or _cancelled(exc) from exc
+        finally:
+            twin.take_back()
 
     def close(self) -> None:
         pass
@@ -410,8 +439,11 @@ class CallersLoop:
         if self._body is not None:
             self._body.cancel()
 
-    def _start(self, awaitable: Awaitable[Any], outcome: Future[Any]) -> None:
-        self._body = self._loop.create_task(_await_all(awaitable, outcome))
+    def _start(
+        self, twin: LoopTwin, awaitable: Awaitable[Any], context: Context, outcome: Future[Any]
+    ) -> None:
+        work = _await_all(twin.run(awaitable, context), outcome)
+        self._body = self._loop.create_task(work, context=twin.context)
         self._body.add_done_callback(functools.partial(self._finish, awaitable, outcome))
         if self._is_cancelled:
             self._body.cancel()

@@ -12,6 +12,7 @@ import asyncio
 import functools
 import inspect
 import os
+from dataclasses import dataclass
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback  # type: ignore[attr-defined]
@@ -26,7 +27,7 @@ from celery.utils.log import get_logger
 from celery.worker import request
 from celery.worker import state as worker_state
 
-from .signals import TRACER_SIGNALS, LiveReceivers
+from .signals import wrap_receivers
 from .tasklimits import NO_TIME_LIMITS, call_time_limits
 
 __all__ = [
@@ -203,14 +204,19 @@ def finish_async_receivers() -> None:
     It sends that where a task's process could not. Harmless when repeated; forks
     have ways of their own (:mod:`.child.receivers`).
     """
-    for signal in TRACER_SIGNALS:
-        signal._live_receivers = LiveReceivers(signal, _finished_receivers)
+    wrap_receivers(_FinishedReceivers(os.getpid()))
 
 
-def _finished_receivers(name: str, receivers: list[Any]) -> list[Any]:
-    if asyncio._get_running_loop() is not None:
-        return receivers
-    return [_FinishedReceiver(receiver) for receiver in receivers]
+@dataclass(frozen=True)
+class _FinishedReceivers:
+    """Receivers that are run to their ends in the process *pid*."""
+
+    pid: int
+
+    def __call__(self, name: str, receivers: list[Any]) -> list[Any]:
+        if os.getpid() != self.pid or asyncio._get_running_loop() is not None:
+            return receivers
+        return [_FinishedReceiver(receiver) for receiver in receivers]
 
 
 class _FinishedReceiver:

@@ -13,7 +13,6 @@ must accept ``**kwargs``, and are held weakly unless connected with ``weak=False
 
 from __future__ import annotations
 
-import inspect
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,14 +21,15 @@ from celery import signals
 from celery.utils.dispatch import Signal
 from celery.utils.log import get_logger
 
+from .tasktypes import is_async
+
 __all__ = [
     "TRACER_SIGNALS",
-    "LiveReceivers",
     "asyncpool_process_started",
     "asyncpool_process_stopped",
     "asyncpool_process_stopping",
-    "is_async",
     "warn_of_async_receivers",
+    "wrap_receivers",
 ]
 
 logger = get_logger(__name__)
@@ -62,22 +62,39 @@ _INSTEAD: dict[str, Any] = {
 }
 
 
-class LiveReceivers:
-    """``Signal._live_receivers`` of one signal, which ``send`` asks whom to call.
+#: What is called in the place of a signal's receivers; given its name and a list of them.
+Wrap = Callable[[str, list[Any]], list[Any]]
 
-    Arguments:
-        signal: the signal.
-        wrap: called with the signal's name and a list of receivers, returns what to
-            call in their place.
+
+def wrap_receivers(wrap: Wrap) -> None:
+    """Call what *wrap* returns for the receivers of a tracer's signals, in this process.
+
+    Which receivers there are, in which order, for which sender, and that the log
+    tells what one raises, stays Celery's: *wrap* is asked at each send. Harmless
+    when repeated.
     """
+    for signal in TRACER_SIGNALS:
+        inner = signal._live_receivers
+        if not (isinstance(inner, _LiveReceivers) and inner.has(wrap)):
+            signal._live_receivers = _LiveReceivers(signal.name, inner, wrap)
 
-    def __init__(self, signal: Any, wrap: Callable[[str, list[Any]], list[Any]]) -> None:
-        self._signal = signal
+
+class _LiveReceivers:
+    """``Signal._live_receivers`` of one signal, which ``send`` asks whom to call."""
+
+    def __init__(self, name: str, inner: Callable[[Any], list[Any]], wrap: Wrap) -> None:
+        self._name = name
+        self._inner = inner
         self._wrap = wrap
 
     def __call__(self, sender: Any) -> list[Any]:
-        receivers = type(self._signal)._live_receivers(self._signal, sender)
-        return self._wrap(self._signal.name, receivers) if receivers else receivers
+        receivers = self._inner(sender)
+        return self._wrap(self._name, receivers) if receivers else receivers
+
+    def has(self, wrap: Wrap) -> bool:
+        """Whether *wrap* is asked already."""
+        inner = self._inner
+        return self._wrap == wrap or (isinstance(inner, _LiveReceivers) and inner.has(wrap))
 
 
 def warn_of_async_receivers() -> None:
@@ -111,9 +128,3 @@ def _receivers(signal: Any) -> Iterator[Any]:
         live = receiver() if isinstance(receiver, weakref.ReferenceType) else receiver
         if live is not None:
             yield live
-
-
-def is_async(receiver: Any) -> bool:
-    """Whether a call of *receiver* gives a coroutine, as far as can be seen."""
-    call = getattr(type(receiver), "__call__", None)  # noqa: B004
-    return inspect.iscoroutinefunction(receiver) or inspect.iscoroutinefunction(call)

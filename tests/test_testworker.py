@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import os
 import threading
@@ -54,6 +55,63 @@ def add(app):
         return a + b
 
     return add
+
+
+@pytest.fixture
+def traced_tasks(app):
+    """Tasks of each flavour, and receivers that see what the others have set."""
+    variable = contextvars.ContextVar("variable", default="")
+    seen = []
+
+    @app.task(shared=False)
+    async def async_task():
+        await asyncio.sleep(0)
+        variable.set(variable.get() + " body")
+        return variable.get()
+
+    @app.task(shared=False)
+    def def_task():
+        variable.set(variable.get() + " body")
+        return variable.get()
+
+    async def coroutine(sender, **kwargs):
+        await asyncio.sleep(0)
+        variable.set(variable.get() + " async")
+
+    def plain(sender, **kwargs):
+        variable.set(variable.get() + " plain")
+
+    async def last(sender, **kwargs):
+        await asyncio.sleep(0)
+        seen.append(variable.get())
+
+    for receiver in (coroutine, plain):
+        signals.task_prerun.connect(receiver)
+        signals.task_success.connect(receiver)
+    signals.task_postrun.connect(last)
+    yield async_task, def_task, seen
+    for receiver in (coroutine, plain):
+        signals.task_prerun.disconnect(receiver)
+        signals.task_success.disconnect(receiver)
+    signals.task_postrun.disconnect(last)
+
+
+@pytest.mark.parametrize("how", ["worker", "apply"])
+def test_receivers(app, traced_tasks, how):
+    """Async receivers are awaited, in their order among plain ones, in the task's context."""
+    *tasks, seen = traced_tasks
+    for task in tasks:
+        if how == "worker":
+            with start_worker(app):
+                assert get(task.delay()) == " async plain body"
+        else:
+            eager.install()
+            try:
+                result = contextvars.copy_context().run(task.apply)
+                assert result.get() == " async plain body"
+            finally:
+                eager.uninstall()
+    assert seen == [" async plain body async plain"] * 2
 
 
 def get(result):

@@ -22,6 +22,7 @@ from celery.utils.threads import get_ident
 if TYPE_CHECKING:
     from .cancel import BodyControl
     from .django_threads import JobExecutor
+    from .looptwin import LoopTwin
     from .retries import PendingRetry
     from .steps import StepControl, Steps
     from .stepthreads import StepThread
@@ -65,6 +66,7 @@ class JobContext:
         "steps",
         "terminating",
         "thread",
+        "twin",
         "who",
     )
 
@@ -82,6 +84,8 @@ class JobContext:
         self.step: StepControl | None = None
         #: The thread that it has borrowed for those.
         self.thread: StepThread | None = None
+        #: Where its thread's awaitables are awaited; None: it had none.
+        self.twin: LoopTwin | None = None
         #: Where it uses Django's ORM; None without Django.
         self.orm: JobExecutor | None = None
         #: Somebody has asked for its end, perhaps before it has begun.

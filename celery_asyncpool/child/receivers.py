@@ -11,7 +11,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from ..signals import TRACER_SIGNALS, LiveReceivers, is_async
+from ..signals import wrap_receivers
+from ..tasktypes import is_async
 from .jobcontext import JobContext, current_job
 from .steps import can_step
 
@@ -24,8 +25,7 @@ IN_PLACE = ("celery", "opentelemetry")
 
 def call_receivers_as_steps() -> None:
     """In this process, from now on."""
-    for signal in TRACER_SIGNALS:
-        signal._live_receivers = LiveReceivers(signal, _as_steps)
+    wrap_receivers(_as_steps)
 
 
 def _as_steps(name: str, receivers: list[Any]) -> list[Any]:

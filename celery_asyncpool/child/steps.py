@@ -37,7 +37,7 @@ from celery.utils.log import get_logger
 from celery.utils.saferepr import saferepr
 
 from ..core.timelimits import BodyState, Limits, Verdict
-from ..signals import is_async
+from ..tasktypes import BodyWrapper, is_async
 from .cancel import BodyControl, BodyStopped
 from .jobcontext import JobContext, current_job
 from .stepthreads import StepThread, StepThreads
@@ -49,21 +49,20 @@ __all__ = ["HandlerCall", "StepControl", "Steps", "can_step", "end_job"]
 logger = get_logger(__name__)
 
 
-class HandlerCall:
+class HandlerCall(BodyWrapper):
     """A handler of a task, called by its tracer as a step."""
 
-    def __init__(self, handler: Callable[..., Any]) -> None:
-        functools.update_wrapper(self, handler)  # copies its attributes, ours come last
-        self.handler = handler
+    def __init__(self, handler: Any) -> None:
+        super().__init__(handler)
         self.is_async = is_async(handler)
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         job = current_job()
         if job is None or not can_step(job):
-            return self.handler(*args, **kwargs)
+            return self.function(*args, **kwargs)
         assert job.steps is not None
-        call = functools.partial(self.handler, *args, **kwargs)
-        return job.steps.run(job, self.handler.__name__, call, self.is_async)
+        call = functools.partial(self.function, *args, **kwargs)
+        return job.steps.run(job, self.function.__name__, call, self.is_async)
 
 
 def can_step(job: JobContext) -> bool:
@@ -204,7 +203,7 @@ class Steps:
             on_stuck=functools.partial(self._tell_stuck, job, name, call),
         )
         if in_tracer() is not None:
-            step.task = control.task
+            step.task = asyncio.current_task()
         return step
 
     def _stopped(self, job: JobContext, step: StepControl) -> None:

@@ -23,12 +23,15 @@ import inspect
 import threading
 import types
 from asyncio import Task  # as it is now: a body may put another in its place
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from concurrent.futures import Future
-from contextvars import Context, ContextVar, copy_context
+from contextvars import Context, copy_context
 from typing import Any
 
 import greenlet
+
+from .jobcontext import current_job
+from .looptwin import LoopTwin
 
 __all__ = [
     "Tracer",
@@ -195,38 +198,42 @@ def settle(value: Any) -> Any:
     return value
 
 
-#: The context on the loop of what a thread's job awaits there, made at its first need.
-_on_loop: ContextVar[Context] = ContextVar("celery_asyncpool_context_on_loop")
-
-
 def _await_on_loop(awaitable: Awaitable[Any], loop: asyncio.AbstractEventLoop) -> Any:
-    """In a job's thread: await *awaitable* on *loop*, in a context like the thread's.
-
-    Not in the same one, which the thread is in. There is one for each job, so that
-    what was awaited first and what is awaited then are in the same context; changes
-    are taken over both ways.
-    """
-    context = _on_loop.get(None)
-    if context is None:
-        context = copy_context()
-        _on_loop.set(context)
+    """In a job's thread: await *awaitable* on *loop*."""
+    job = current_job()
+    twin = job.twin if job is not None else None
+    if twin is None:
+        twin = LoopTwin()
+        if job is not None:
+            job.twin = twin
     outcome: Future[Any] = Future()
-    loop.call_soon_threadsafe(_start, loop, context, awaitable, copy_context(), outcome)
+    loop.call_soon_threadsafe(_start, loop, twin, awaitable, copy_context(), outcome)
     try:
         return outcome.result()
     finally:
-        _take_over(context)
+        twin.take_back()
 
 
 def _start(
     loop: asyncio.AbstractEventLoop,
-    context: Context,
+    twin: LoopTwin,
     awaitable: Awaitable[Any],
     threads_context: Context,
     outcome: Future[Any],
 ) -> None:
-    task = Task(_await(awaitable, threads_context, outcome), loop=loop, context=context)
+    waiting = _tell(twin.run(awaitable, threads_context), outcome)
+    task = Task(waiting, loop=loop, context=twin.context)
     task.add_done_callback(functools.partial(_end, awaitable, outcome))
+
+
+async def _tell(coroutine: Coroutine[Any, Any, Any], outcome: Future[Any]) -> None:
+    """Give all to *outcome*: the loop must see neither a SystemExit nor a lost error."""
+    try:
+        value = await coroutine
+    except BaseException as exc:
+        outcome.set_exception(exc)
+    else:
+        outcome.set_result(value)
 
 
 def _end(awaitable: Awaitable[Any], outcome: Future[Any], task: Task[None]) -> None:
@@ -236,22 +243,5 @@ def _end(awaitable: Awaitable[Any], outcome: Future[Any], task: Task[None]) -> N
         outcome.set_exception(asyncio.CancelledError())
 
 
-async def _await(awaitable: Awaitable[Any], context: Context, outcome: Future[Any]) -> None:
-    """On the loop, which must see neither a SystemExit nor an error that nobody gets."""
-    try:
-        _take_over(context)
-        value = await awaitable
-    except BaseException as exc:
-        outcome.set_exception(exc)
-    else:
-        outcome.set_result(value)
-
-
-def _take_over(context: Context) -> None:
-    """Set in the current context what is set in *context*."""
-    for variable, value in context.items():
-        if variable is not _on_loop and variable.get(_MISSING) is not value:
-            variable.set(value)
-
-
-_MISSING = object()
+async def _await(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable

@@ -8,6 +8,10 @@ from apps.base import batching
 SECRET_KEY = "test"
 USE_TZ = True
 INSTALLED_APPS = ["apps.django_project", "django_celery_results"]
+if os.environ.get("DJANGO_STRUCTLOG"):
+    INSTALLED_APPS += ["django_structlog", "apps.structlog_tasks"]
+    DJANGO_STRUCTLOG_CELERY_ENABLED = True
+    MIDDLEWARE = ["django_structlog.middlewares.RequestMiddleware"]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 DATABASES = {"default": json.loads(os.environ["DJANGO_DATABASE"])}
 CELERY_BROKER_URL = os.environ["ASYNCPOOL_TEST_BROKER"]

@@ -1,0 +1,1 @@
+"""An application of the Django project whose tasks log with structlog."""
