@@ -219,7 +219,7 @@ class FakeProcess:
         body = self.bodies[job_id]
         if body.verdict is not Verdict.NONE and not body.is_detached:
             body.is_detached = True
-            stack = dumps((body.verdict.value, "where"))
+            stack = dumps((body.verdict.value, "where", None))
             self.child_pipe.write(encode(Kind.STUCK, job_id, stack))
             self.child_flush()
 

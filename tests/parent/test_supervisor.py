@@ -98,7 +98,7 @@ def test_messages_after_stuck_in_the_last_read_of_a_dead_process(supervisor, spa
     theirs.send(
         encode_time(Kind.ACK, 1, 0.0)
         + encode_time(Kind.ACK, 2, 0.0)
-        + encode(Kind.STUCK, 1, dumps(("hard time limit", "here")))
+        + encode(Kind.STUCK, 1, dumps(("hard time limit", "here", None)))
         + encode(Kind.READY, 2, dumps((True, (False, "value", 0.1))))
     )
     theirs.close()
