@@ -385,7 +385,7 @@ class Parent:
 
     def on_stuck(self, process: FakeProcess, message: Message) -> None:
         job = process.jobs[message.job_id]
-        verdict, _ = loads(message.payload)
+        verdict, _, _ = loads(message.payload)
         process.stuck.add(job.id)
         if process.life.state is lifecycle.State.UP:
             self.drain(process, self.now + DRAIN_TIMEOUT)
