@@ -34,7 +34,7 @@ from .parent_signals import ParentSignals, take_back_signals
 from .receivers import call_receivers_as_steps
 from .runner import Runner
 from .tasks import RunCall
-from .threads import BodyThreads
+from .threads import BodyThreads, give_loops_to_threads
 from .watchdog import Watchdog
 
 __all__ = ["main"]
@@ -138,6 +138,7 @@ class _Process:
         self.loop = new_loop(options.loop)
         asyncio.set_event_loop(self.loop)
         trace.bind_loop(self.loop)
+        give_loops_to_threads()
         self.cancel_grace = options.cancel_grace
         self.lifespan_timeout = options.lifespan_timeout
         self.lifespans = ProcessLifespans(

@@ -183,6 +183,14 @@ def test_call_in_a_context(worker):
     assert worker.client.send("loop_context").get(TIMEOUT) == ["context", True, True]
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="asyncio makes no loop for who asks")
+def test_current_loop_of_a_thread(worker):
+    """`asyncio.get_event_loop()` makes a loop, as in the main thread of a prefork process."""
+    for _ in range(3):
+        result = worker.client.send("wrapped_current_loop", 1)
+        assert result.get(TIMEOUT) == [2, True, False, result.id]
+
+
 def test_threads_are_named(worker):
     """The worker's log tells which async tasks a plain decorator has put into threads."""
     [line] = [line for line in worker.log().splitlines() if "plain decorator" in line]

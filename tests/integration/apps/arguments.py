@@ -201,6 +201,10 @@ def _new_loop(function, *args, **kwargs):
         loop.close()
 
 
+def _current_loop(function, *args, **kwargs):
+    return asyncio.get_event_loop().run_until_complete(function(*args, **kwargs))
+
+
 def _async_to_sync(function, *args, **kwargs):
     return async_to_sync(function)(*args, **kwargs)
 
@@ -224,6 +228,7 @@ RUNNERS = {
     "asyncio_run": _asyncio_run,
     "runner": _runner,
     "new_loop": _new_loop,
+    "current_loop": _current_loop,
     "async_to_sync": _async_to_sync,
     "anyio": _anyio,
     "uvloop": _uvloop,
