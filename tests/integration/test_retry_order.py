@@ -160,13 +160,14 @@ def test_cold_shutdown_before_the_publish(start, gate, task, attempts):
         assert worker.count("prerun", result) <= attempts
 
 
-def test_publish_that_takes_longer_than_the_limits(start, gate):
+@pytest.mark.parametrize("task", ["late_gated", "def_gated"])
+def test_publish_that_takes_longer_than_the_limits(start, gate, task):
     """Limits are the body's: they do not end what comes after it."""
     with start() as worker:
-        result = worker.client.send("late_gated", str(gate), soft_time_limit=0.5, time_limit=1)
+        result = worker.client.send(task, str(gate), soft_time_limit=0.5, time_limit=1)
         wait_for(lambda: worker.count("at the gate", result), worker.tail)
-        slower = worker.client.send("outlasts_limits", 8)
-        assert slower.get(PATIENCE) == 8
+        slower = worker.client.send("outlasts_limits", 12)
+        assert slower.get(PATIENCE) == 12
 
         gate.touch()
 
