@@ -228,7 +228,7 @@ class Pool(BasePool):
             propagate=callbacks_propagate,
             terminate=self._terminate,
         )
-        own_limits = NO_TIME_LIMITS
+        own_limits = None
         if isinstance(request, Request):
             own_limits = request.time_limits
             callbacks = callbacks._replace(
@@ -253,15 +253,17 @@ class Pool(BasePool):
         self._in_hub(self._started.submit, job, error)
         return job
 
-    def _limits(self, job: Job, own: tuple[Any, Any], soft: Any, hard: Any) -> Limits:
-        """Return the limits of *job*; *own* are those of the call itself, hard and soft.
+    def _limits(self, job: Job, own: tuple[Any, Any] | None, soft: Any, hard: Any) -> Limits:
+        """Return the limits of *job*; *own* are those of a message itself, hard and soft.
 
-        Raises ``ValueError`` where the task cannot run with what it has.
+        Raises ``ValueError`` for a message whose task cannot run with what it has.
+        Where there is none (None), nobody can be sure to settle what is refused.
         """
-        self._refusals.check(job.name, *own)
         limits = job_limits(soft, hard, self.settings.limits)
-        if own != NO_TIME_LIMITS:
-            tell_left_out(limits, soft, str(job))
+        if own is not None:
+            self._refusals.check(job.name, *own)
+            if own != NO_TIME_LIMITS:
+                tell_left_out(limits, soft, str(job))
         return limits
 
     def terminate_job(self, pid: int, signal: int | None = None) -> None:

@@ -60,6 +60,14 @@ def test_batch_that_fails(worker, flavour):
     assert "ValueError('no')" in worker.log()
 
 
+def test_batch_with_limits_that_cannot_be(worker):
+    """celery-batches passes no limits of a task on: these keep no batch from running."""
+    results = [worker.client.send("async_nonsense", n, 1) for n in range(12)]
+
+    assert [result.get(PATIENCE) for result in results] == [n + 1 for n in range(12)]
+    nothing_held(worker)
+
+
 def test_batch_over_the_workers_limit(new_transport, start_worker):
     """It has failed, as far as celery-batches knows, and its messages are acknowledged."""
     require_module("celery_batches")

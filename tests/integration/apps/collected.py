@@ -38,6 +38,11 @@ async def async_early(requests):
     await collect(requests)
 
 
+@app.task(acks_late=True, soft_time_limit=60, time_limit=30, **OPTIONS)
+async def async_nonsense(requests):
+    await collect(requests)
+
+
 @app.task(acks_late=True, **OPTIONS)
 async def async_late(requests):
     await collect(requests)
