@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+from asyncio import Task
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar
@@ -59,7 +60,8 @@ class Home:
 
     def create_task(self, coro: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
         """Run *coro* in an asyncio task that no Celery task owns."""
-        return self._context.copy().run(self.loop.create_task, coro, name=name)
+        # Not the loop's `create_task`: a lifespan may say who makes the tasks of bodies.
+        return Task(coro, loop=self.loop, name=name, context=self._context.copy())
 
 
 class _Run(Generic[T]):

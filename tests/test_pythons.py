@@ -14,9 +14,9 @@ CHECKOUT = Path(__file__).parent.parent
 
 def run(*command, **variables):
     """Run *command* without pyenv's Pythons, and outside of CI but for what *variables* say."""
-    environ = {
-        name: value for name, value in os.environ.items() if name not in ("CI", "MAKEFLAGS")
-    }
+    # Nor with what a make that has called the tests was told.
+    left_out = ("CI", "MAKEFLAGS", "ENVIRONMENTS", "PYTHON", "ARGS")
+    environ = {name: value for name, value in os.environ.items() if name not in left_out}
     return subprocess.run(
         command,
         cwd=CHECKOUT,

@@ -7,6 +7,7 @@ import faulthandler
 import os
 import signal
 import sys
+from asyncio import Task
 from typing import Any
 
 from celery.concurrency.prefork import process_destructor, process_initializer
@@ -215,7 +216,9 @@ class _Process:
         asyncio lets a SystemExit that was raised in a task pass through the
         loop, and any body can call ``loop.stop()``; neither is ours to obey.
         """
-        future = asyncio.ensure_future(awaitable, loop=self.loop)
+        future = awaitable
+        if asyncio.iscoroutine(awaitable):
+            future = Task(awaitable, loop=self.loop)  # whatever makes the tasks of bodies
         while not future.done():
             try:
                 self.loop.run_until_complete(future)

@@ -13,6 +13,7 @@ a thread, with Celery's own retries.
 from __future__ import annotations
 
 import asyncio
+from asyncio import Task
 from contextvars import Context
 from typing import Any
 
@@ -119,7 +120,9 @@ class RedisStores:
     def _wait_for_line(self, tracer: Tracer) -> RedisLine:
         if self._opening is None:
             # Of no job: it goes on when the one that needs it first is cancelled.
-            self._opening = asyncio.get_running_loop().create_task(self._open(), context=Context())
+            # Not `create_task`: whatever makes the tasks of bodies has no say in ours.
+            loop = asyncio.get_running_loop()
+            self._opening = Task(self._open(), loop=loop, context=Context())
         line: RedisLine | None = tracer.wait(asyncio.shield(self._opening))
         if line is None:
             raise Elsewhere

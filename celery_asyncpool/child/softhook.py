@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from asyncio import Task
 from collections.abc import Callable
 from contextvars import Context, ContextVar
 from typing import Any
@@ -47,7 +48,8 @@ class SoftLimitHook:
 
     def start(self, loop: asyncio.AbstractEventLoop, context: Context) -> None:
         """Call the hook on *loop*, at its next turn, in a copy of *context*."""
-        self._running = context.copy().run(loop.create_task, self._run())
+        # Not `create_task`, whose task might not be ours to make, nor wait for a turn.
+        self._running = Task(self._run(), loop=loop, context=context.copy())
 
     @property
     def is_running(self) -> bool:
