@@ -53,6 +53,10 @@ __all__ = ["BodyControl", "BodyStopped", "LimitedBody", "SoftLimitCancelled", "S
 logger = get_logger(__name__)
 
 
+#: Whether a time-out may take the soft limit for its own: ``Timeout.__aexit__`` looks for
+#: any kind of CancelledError.
+GUARDS = sys.version_info >= (3, 13)
+
 #: How often in a row a body is told that drops each cancellation by way of ``wait_for``.
 ATTEMPTS = 10
 
@@ -143,6 +147,10 @@ class BodyControl:
         #: Whether it was told in a block that drops cancellations only.
         self._in_dropping_block = False
         self._reminders: Reminders | None = None
+        #: Time-outs through which the soft limit is on its way; see :meth:`guard`.
+        self._guarded: list[Any] = []
+        #: Those in which the body was when it was told.
+        self._around: list[Any] = []
         #: Cancellations for the soft limit that the asyncio task still counts.
         self.owed = 0
         #: Where the body was when it was cancelled.
@@ -295,7 +303,7 @@ class BodyControl:
             self._reminders.forget(self)
         # Tasks that the body has left may keep this, through their contexts.
         self.task = self.hook = self._context = self._coroutine = self._told = None
-        self._told_in = []
+        self._told_in = self._around = self._guarded = []
 
     def _on_start(self) -> None:
         if self.clock.state is BodyState.ENDED:
@@ -405,10 +413,37 @@ class BodyControl:
         self._in_dropping_block = swallowing.drops_cancellations(
             self._coroutine, SoftTimeLimitExceeded
         )
+        self._around = swallowing.timeouts(self._coroutine) if GUARDS else []
         # A body that drops all cancellations will hear it under its name only.
         cls = SoftLimitCancelled if self._repeats < 2 else SoftTimeLimitExceeded
         self._told = cls(self.clock.limits.soft)
         return self._told
+
+    @property
+    def is_guarding(self) -> bool:
+        """Whether :meth:`guard` is to be called after this step."""
+        return bool(self._guarded)
+
+    def guard(self) -> None:
+        """After a step of a body that was told of its soft limit.
+
+        While that is on its way out (through a task group that waits for its children,
+        say), a time-out around it that is over meanwhile would take it for its own, as
+        :meth:`give_back` says: let it find a count that is too high. One that the body
+        is in, and which the limit does not leave, works as ever.
+        """
+        self.unguard()
+        if self._around and isinstance(self._told, SoftLimitCancelled) and self._is_held():
+            inside = swallowing.timeouts(self._coroutine)
+            self._guarded = [timeout for timeout in self._around if timeout in inside]
+            for timeout in self._guarded:
+                timeout._cancelling -= 1
+
+    def unguard(self) -> None:
+        """Time-outs work as ever: a cancellation that they have asked for goes in now."""
+        for timeout in self._guarded:
+            timeout._cancelling += 1
+        self._guarded = []
 
     def give_back(self) -> None:
         """Uncancel the asyncio task, once nobody but the soft limit has cancelled it.
@@ -530,7 +565,10 @@ class LimitedBody:
             return self._tell()
         if control.owed:
             control.give_back()
-        return self._coroutine.send(value)
+        awaited = self._coroutine.send(value)
+        if control.is_guarding:
+            control.guard()
+        return awaited
 
     def throw(self, *exc_info: Any) -> Any:
         """As the coroutine's, but for a cancellation that means a limit."""
@@ -538,7 +576,13 @@ class LimitedBody:
             exc = exc_info[1] if len(exc_info) > 1 and exc_info[1] is not None else exc_info[0]
             if exc is asyncio.CancelledError or isinstance(exc, asyncio.CancelledError):
                 return self._tell()
-        return self._coroutine.throw(*exc_info)
+        guards = self._control.is_guarding
+        if guards:
+            self._control.unguard()
+        awaited = self._coroutine.throw(*exc_info)
+        if guards:
+            self._control.guard()
+        return awaited
 
     def _tell(self) -> Any:
         awaited = self._coroutine.throw(self._control.take_due())
@@ -547,6 +591,7 @@ class LimitedBody:
             attempts -= 1
             awaited.cancel()
             awaited = self._coroutine.throw(self._control.take_due())
+        self._control.guard()
         return awaited
 
     def close(self) -> None:

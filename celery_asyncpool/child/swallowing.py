@@ -35,6 +35,7 @@ __all__ = [
     "greenlets",
     "is_held",
     "is_held_by_thread",
+    "timeouts",
     "waits_in_wait_for",
     "was_dropped_by_wait_for",
     "was_seen",
@@ -124,6 +125,16 @@ def drops_cancellations(coroutine: Any, name: type[BaseException]) -> bool:
         if any(block is not None for block in blocks):  # the innermost counts
             drops = False not in blocks
     return drops
+
+
+def timeouts(coroutine: Any) -> list[Any]:
+    """The blocks of ``asyncio.timeout``, and ``wait_for``, that *coroutine* is in."""
+    managers = (
+        getattr(found, "__self__", found)
+        for suspended in _chain(coroutine)
+        for found in gc.get_referents(suspended)
+    )
+    return list({manager: None for manager in managers if type(manager) is asyncio.Timeout})
 
 
 def _drops(found: Any, name: type[BaseException]) -> bool | None:

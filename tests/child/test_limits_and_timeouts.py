@@ -183,6 +183,61 @@ def test_timeout_before_the_soft_limit(new_loop):
     assert outcome.probe.seen == ["time-out", "soft limit"]
 
 
+@pytest.mark.parametrize("seconds", [SOON * 1.5, SOON * 2])
+def test_timeout_while_the_soft_limit_waits_for_children(new_loop, seconds):
+    """A time-out that is over while a task group waits for its children is not the error."""
+
+    async def clean_up(over):
+        try:
+            await asyncio.sleep(LATER)
+        finally:
+            await over.wait()
+
+    async def body(probe):
+        over = asyncio.Event()
+        asyncio.get_running_loop().call_later(seconds * 1.5, over.set)
+        async with asyncio.timeout(seconds), asyncio.timeout(seconds):
+            async with asyncio.TaskGroup() as group:
+                group.create_task(clean_up(over))
+
+    outcome = run_job(new_loop, body, Limits(soft=SOON))
+
+    assert type(outcome.error) is SoftTimeLimitExceeded
+
+
+def test_timeout_around_a_clean_up_after_the_soft_limit(new_loop):
+    """A time-out whose block the soft limit did not leave is one, when it is over."""
+
+    async def body(probe):
+        async with asyncio.timeout(SOON * 2):
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(asyncio.sleep(LATER))
+            except* SoftTimeLimitExceeded:
+                probe.seen.append("soft limit")
+            await asyncio.sleep(LATER)
+
+    outcome = run_job(new_loop, body, Limits(soft=SOON))
+
+    assert outcome.probe.seen == ["soft limit"]
+    assert type(outcome.error) is TimeoutError
+
+
+def test_timeout_around_who_deals_with_the_soft_limit(new_loop):
+    """A time-out that is over in a clean-up within it ends that, and is a time-out."""
+
+    async def body(probe):
+        async with asyncio.timeout(SOON * 2):
+            try:
+                await asyncio.sleep(LATER)
+            except SoftTimeLimitExceeded:
+                await asyncio.sleep(LATER)
+
+    outcome = run_job(new_loop, body, Limits(soft=SOON))
+
+    assert type(outcome.error) is TimeoutError
+
+
 def test_timeout_while_the_body_deals_with_its_soft_limit(new_loop):
     """A time-out that is over in the clean-up after the soft limit is one."""
 
