@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import signal
 import uuid
 
 import pytest
@@ -243,3 +244,18 @@ def test_handler_that_refuses_to_end(start, body, flavour, how, where):
         assert other in worker.pool_pids()
         worker.client.app.control.revoke(neighbour.id, terminate=True)
         wait_for(lambda: pid not in worker.pool_pids(), worker.tail)
+
+
+@pytest.mark.parametrize("body", ["async", "def"])
+@pytest.mark.parametrize(("flavour", "how"), [("plain", "blocks"), ("async", "waits")])
+@pytest.mark.parametrize("where", ["before_start", "on_success"])
+def test_cold_shutdown(start, body, flavour, how, where):
+    """It ends handlers, too, and is not held up by one."""
+    with start() as worker:
+        result = worker.client.send(f"{body}_{flavour}", where, how, "succeeds")
+        wait_for(lambda: worker.count(where, result), worker.tail)
+
+        worker.process.send_signal(signal.SIGQUIT)
+
+        worker.wait_exit()
+        assert worker.count("started", result) == (where == "on_success")
