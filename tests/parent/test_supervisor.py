@@ -362,3 +362,37 @@ def test_process_that_is_only_late(supervisor, spawner, monkeypatch):
     now[0] = 1003.2
     supervisor.maintain()
     assert killed == [1003.2]
+
+
+def test_job_whose_callback_tells_of_a_lost_broker(supervisor, spawner):
+    """What Celery wants to know goes on to it, and the job has ended all the same."""
+
+    def lost(value):
+        raise ConnectionResetError("the broker")
+
+    callbacks = Callbacks(success=lost, propagate=(ConnectionError,))
+    supervisor.submit(Job(1, dumps(None), callbacks=callbacks))
+    supervisor._on_tick()
+    _, theirs = spawner.children[0]
+    theirs.send(encode_time(Kind.ACK, 1, 0.0) + encode(Kind.READY, 1, dumps((True, None))))
+
+    with pytest.raises(ConnectionResetError):
+        supervisor._on_readable(supervisor.processes[0])
+
+    assert supervisor.unfinished == 0
+    assert len(supervisor.freed) == 1
+
+
+def test_refused_job(supervisor):
+    """It is accepted, since that is when Celery acknowledges early, and has failed, once."""
+    told = []
+    callbacks = Callbacks(
+        accept=lambda pid, when: told.append("accepted"),
+        error=lambda info: told.append(info.type.__name__),
+    )
+
+    supervisor.submit(Job(1, b"", callbacks=callbacks), TypeError("cannot be sent"))
+
+    assert told == ["accepted", "TypeError"]
+    assert supervisor.unfinished == 0
+    assert len(supervisor.freed) == 1
