@@ -30,8 +30,6 @@ class ChildOptions:
     gc_threshold: int
     #: Whether the child is a fresh interpreter, with a copy of the app.
     is_spawned: bool = False
-    #: Descriptors of the parent's that a forked child must not keep.
-    close_fds: tuple[int, ...] = ()
 
 
 class ChildEnd:

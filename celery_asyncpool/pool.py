@@ -15,6 +15,7 @@ from celery.worker import state as worker_state
 from celery.worker.request import Request
 
 from .calls import name_of_call
+from .child.inherited import forget_parent
 from .child.main import main
 from .core import protocol
 from .core.caps import Cap, Caps
@@ -139,6 +140,7 @@ class Pool(BasePool):
                 ),
                 start_timeout=self._start_timeout(),
                 before=functools.partial(worker_before_create_process.send, sender=self),
+                let_go=forget_parent,
             ),
             limit=self.limit,
             max_processes=self.settings.max_processes,

@@ -10,6 +10,7 @@ from contextlib import closing
 from typing import Any
 
 from kombu.asynchronous import get_event_loop, set_event_loop
+from kombu.pools import connections
 
 __all__ = ["forget_parent"]
 
@@ -17,7 +18,8 @@ __all__ = ["forget_parent"]
 def forget_parent(close_fds: tuple[int, ...]) -> None:
     """Let go of the pipes *close_fds*, the parent's hub, and the broker's connections.
 
-    In a spawned process there is nothing of all that, and it does nothing.
+    To be called before anything else in the fork: what else closes a copy of such a
+    connection may say goodbye on it, or shut it down for both.
     """
     # What exists now is the parent's. Never looking at it again keeps its pages shared.
     gc.freeze()
@@ -26,6 +28,7 @@ def forget_parent(close_fds: tuple[int, ...]) -> None:
     if hub is not None:
         fds.update(_hub_fds(hub))
         set_event_loop(None)
+    fds.update(_pooled_fds())
     brokers = set(filter(None, map(_peer, fds)))
     if brokers:
         # Connections for events and replies: no hub knows them.
@@ -48,6 +51,16 @@ def _hub_fds(hub: Any) -> Iterable[int]:
     for file in (poller, getattr(waker, "reader", None), getattr(waker, "writer", None)):
         if file is not None and file.fileno() >= 0:
             yield file.fileno()
+
+
+def _pooled_fds() -> Iterable[int]:
+    """The AMQP connections in kombu's pools, which may be to another server than the hub's."""
+    for pool in connections.values():
+        for connection in (*pool._dirty, *pool._resource.queue):
+            transport = getattr(getattr(connection, "_connection", None), "transport", None)
+            sock = getattr(transport, "sock", None)
+            if sock is not None and sock.fileno() >= 0:
+                yield sock.fileno()
 
 
 def _is_open(fd: int) -> bool:

@@ -25,7 +25,6 @@ from ..taskstate import put_back
 from . import offload, tasks, trace
 from .django_threads import backend_class, django_threads, forget_pools, keep_fixup_off_loop
 from .forks import allow_forks
-from .inherited import forget_parent
 from .jobcontext import follow_task_stack, job_of_task
 from .lifespans import ProcessLifespans
 from .loop import new_loop
@@ -68,7 +67,6 @@ def main(app: Any, end: ChildEnd, options: ChildOptions) -> None:
 def _start(app: Any, end: ChildEnd, options: ChildOptions) -> _Process:
     os.environ[PROCESS_VARIABLE] = str(os.getpid())
     os.setpgid(0, 0)  # a Ctrl-C in the terminal reaches neither us nor our subprocesses
-    forget_parent(options.close_fds)
     forget_pools()
     collect_less_often(options.gc_threshold)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

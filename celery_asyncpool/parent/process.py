@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import billiard
@@ -23,7 +23,13 @@ __all__ = ["Spawner", "WorkerProcess"]
 
 
 class _Fork(popen_fork.Popen):
-    """billiard's, which leaves its pipe open when the system cannot fork."""
+    """billiard's, which leaves its pipe open when the system cannot fork.
+
+    The child lets go of what is the parent's first of all: the hooks that come
+    next close copies of its connections, and AMQP's would shut them down for
+    both: what the parent has just written there would be lost, such as a reply to
+    the very command that has restarted the pool.
+    """
 
     def _launch(self, process: Any) -> None:
         reader, writer = os.pipe()
@@ -37,6 +43,7 @@ class _Fork(popen_fork.Popen):
             exitcode = 1
             try:
                 os.close(reader)
+                process.let_go()
                 exitcode = process._bootstrap()
             finally:
                 os._exit(exitcode)
@@ -54,6 +61,8 @@ class Spawner:
         options: what each child has to know.
         start_timeout: seconds that a process may take to come up.
         before: called before each start.
+        let_go: called first of all in a forked child, with the descriptors that it
+            must not keep.
     """
 
     def __init__(
@@ -64,6 +73,7 @@ class Spawner:
         options: ChildOptions,
         start_timeout: float,
         before: Callable[[], object] = lambda: None,
+        let_go: Callable[[tuple[int, ...]], None] = lambda fds: None,
     ) -> None:
         self.method = method
         self.target = target
@@ -71,6 +81,7 @@ class Spawner:
         self.options = options
         self.start_timeout = start_timeout
         self._before = before
+        self._let_go = let_go
         self._started = 0
         #: Event loops that the project had before there was a pool are its own to
         #: share with forks; those since are Celery's and the broker's.
@@ -84,11 +95,11 @@ class Spawner:
         """
         self._before()
         with _Ends() as ends:
-            options = self.options
+            process = self._process(ChildEnd(ends.theirs, ends.report_end), index)
             if self.method == "fork":
                 pollers = open_pollers() - self._own_pollers
-                options = replace(options, close_fds=(*close_fds, *ends.kept, *pollers))
-            process = self._process(ChildEnd(ends.theirs, ends.report_end), options, index)
+                process._Popen = _Fork
+                process.let_go = partial(self._let_go, (*close_fds, *ends.kept, *pollers))
             process.start()
             # Nothing that can fail may come between the start and the return:
             # the process would run, and nobody would know of it.
@@ -96,16 +107,14 @@ class Spawner:
         life = Lifecycle(process.pid, now=now, start_timeout=self.start_timeout)
         return WorkerProcess(process, Pipe(ends.ours), ends.report, ends.write_fd, life, index)
 
-    def _process(self, end: ChildEnd, options: ChildOptions, index: int) -> Any:
+    def _process(self, end: ChildEnd, index: int) -> Any:
         self._started += 1
         context: Any = billiard.get_context(self.method)
         process = context.Process(
             target=self.target,
-            args=(self.app, end, options),
+            args=(self.app, end, self.options),
             name=f"AsyncPoolWorker-{self._started}",
         )
-        if self.method == "fork":
-            process._Popen = _Fork
         process.index = index  # one less than Celery's %i in the log file's name
         process.daemon = False  # bodies may start processes of their own
         return process

@@ -6,11 +6,13 @@ import errno
 import gc
 import os
 import resource
+import select
 import signal
 
 import pytest
 from celery import Celery
 
+from celery_asyncpool.child.inherited import forget_parent
 from celery_asyncpool.handover import ChildOptions
 from celery_asyncpool.parent.process import Spawner
 
@@ -53,6 +55,35 @@ def test_process_gives_all_descriptors_back(spawner):
     process.close()
 
     assert open_fds() == before
+
+
+def say_hello(app, end, options):
+    """A child that tells when it runs: billiard's hooks have been called."""
+    end.sock.sendall(b"hello")
+    signal.pause()
+
+
+def test_connections_in_pools_survive_a_fork(rabbitmq_url):
+    """A fork shuts down no AMQP connection of its parent: what was written there arrives."""
+    app = Celery(broker=rabbitmq_url, set_as_current=False)
+    spawner = Spawner("fork", say_hello, app, OPTIONS, start_timeout=4.0, let_go=forget_parent)
+    with app.pool.acquire() as connection:
+        channel = connection.default_channel
+        before = connection.connection.sock
+        process = spawner.spawn(0.0, (), 0)
+        try:
+            assert select.select([process.pipe], [], [], 30)[0], "the child does not run"
+
+            name = channel.queue_declare("", exclusive=True).queue
+        finally:
+            process.kill()
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            process.exitcode()
+            process.close()
+
+        assert name.startswith("amq.gen")
+        assert connection.connection.sock is before
+    app.pool.force_close_all()
 
 
 def test_fork_that_fails(spawner, monkeypatch):
