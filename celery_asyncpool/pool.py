@@ -241,18 +241,19 @@ class Pool(BasePool):
         job_id = next(self._job_ids)
         name = name_of_call(target, args)
         job = Job(job_id, b"", name=name, uuid=str(correlation_id or job_id), callbacks=callbacks)
-        if self._stopping and self._supervisor is None:
-            # A signal handler of Celery's has stopped us while its consumer was
-            # handing messages over. They stay unacknowledged, for somebody else.
-            job.discard()
-            return job
         error = None
         try:
             job.limits = self._limits(job, own_limits, soft_timeout, timeout)
             job.payload = _payload(target, args, kwargs or {}, job.limits)
         except Exception as exc:
             error = exc
-        self._in_hub(self._started.submit, job, error)
+        supervisor = self._supervisor
+        if supervisor is None and self._stopping:
+            # A signal handler of Celery's has stopped us while its consumer was
+            # handing messages over. They stay unacknowledged, for somebody else.
+            job.discard()
+        else:
+            self._in_hub((supervisor or self._started).submit, job, error)
         return job
 
     def _limits(self, job: Job, own: tuple[Any, Any] | None, soft: Any, hard: Any) -> Limits:
