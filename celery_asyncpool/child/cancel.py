@@ -44,7 +44,7 @@ from ..core.timelimits import Action, BodyClock, BodyState, Limits, Verdict
 from ..outcomes import unwrapped
 from . import swallowing
 from .raising import raise_in_thread, take_back
-from .reminders import Reminders, remind
+from .reminders import Reminders, cancel_those_who_went_on, remind
 from .softhook import SoftLimitHook
 from .threadloops import wake_loops
 
@@ -515,9 +515,8 @@ class BodyControl:
                     return False
                 self._repeats += 1
                 self._tell(Action.HARD_LIMIT if self._is_cancelled else Action.SOFT_LIMIT)
-            for task in tasks:
-                if task is not self.task and swallowing.went_on(task):
-                    task.cancel()
+            others = [task for task in tasks if task is not self.task]
+            cancel_those_who_went_on(self._loop, others)
             return True
 
     def _is_held(self) -> bool:

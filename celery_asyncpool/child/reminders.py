@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import TYPE_CHECKING, Any
 
+from . import swallowing
 from .jobcontext import job_of_task
 
 if TYPE_CHECKING:
     from .cancel import BodyControl
 
-__all__ = ["TIMES", "remind"]
+__all__ = ["TIMES", "Reminders", "cancel_those_who_went_on", "remind"]
+
+#: In how many turns of the loop a task of a body is told that ``asyncio.wait_for`` keeps
+#: from its cancellation each time: one in ten gets through where the loop is busy.
+TURNS = 50 if sys.version_info < (3, 12) else 1
 
 #: Looks at a body within its grace. Between two a body that has caught its limit, and
 #: cleans up behind the `except`, is left alone.
 TIMES = 10
 
 _reminders: dict[asyncio.AbstractEventLoop, Reminders] = {}
+
+
+def cancel_those_who_went_on(
+    loop: asyncio.AbstractEventLoop, tasks: list[asyncio.Task[Any]], turns: int = TURNS
+) -> None:
+    """Cancel those of *tasks* again that were cancelled, and neither end nor clean up."""
+    left = [task for task in tasks if swallowing.went_on(task)]
+    for task in left:
+        task.cancel()
+    if left and turns > 1:
+        loop.call_soon(cancel_those_who_went_on, loop, left, turns - 1)
 
 
 def remind(control: BodyControl, loop: asyncio.AbstractEventLoop) -> Reminders:
