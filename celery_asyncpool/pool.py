@@ -22,6 +22,7 @@ from .core.caps import Cap, Caps
 from .core.job import Callbacks, Job
 from .core.timelimits import Limits
 from .files import WholeFiles
+from .freethreading import tell_of_gil
 from .handover import ChildOptions
 from .knownsettings import tell_of_unknown_settings
 from .lifespans import lifespans_of
@@ -82,6 +83,7 @@ class Pool(BasePool):
             self.options.get("max_memory_per_child"),
         )
         check_loop(self.settings.loop)
+        tell_of_gil(self.settings.loop)
         tell_of_unknown_settings(self.app.conf)
         self._refusals = Refusals(self.app, self.settings.limits)
         tell_of_threads(self.app, self.settings.limits)

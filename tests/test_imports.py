@@ -45,6 +45,7 @@ SHARED = [
     "cpus",
     "decorator",
     "files",
+    "freethreading",
     "garbage",
     "handover",
     "knownsettings",
