@@ -33,7 +33,9 @@ def new_loop(name: str) -> asyncio.AbstractEventLoop:
         import uvloop
 
         cls = uvloop.Loop
-    loop: asyncio.AbstractEventLoop = type("SharedLoop", (SharedLoop, cls), {})()
+    # By its name it is what it was: libraries look whether they run on uvloop.
+    shared: Any = type(cls.__name__, (SharedLoop, cls), {"__module__": cls.__module__})
+    loop: asyncio.AbstractEventLoop = shared()
     return loop
 
 
