@@ -3,13 +3,20 @@
 A forked child starts as a copy of this process, and has things of it that are
 right for a worker process only; and billiard, which has started this process,
 has put itself in the place of :mod:`multiprocessing`, which bodies use.
+
+Such a child ends where the code ends that has forked it, as a program would:
+it must neither report the job's outcome, nor turn the loop, nor take jobs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import signal
+import sys
 import threading
+import traceback
 from multiprocessing import process as stdlib_process
 from typing import Any
 
@@ -17,7 +24,7 @@ from billiard import context, current_process, process
 
 from .parent_signals import LEFT_TO_PARENT
 
-__all__ = ["allow_forks"]
+__all__ = ["allow_forks", "end_copies_that_turn", "end_copy", "ends_copies"]
 
 
 def allow_forks() -> None:
@@ -29,6 +36,71 @@ def allow_forks() -> None:
     )
     current: Any = current_process()
     current._config["authkey"] = _AuthKey(current.authkey)
+
+
+def end_copies_that_turn(loop: Any) -> None:
+    """See to it that a forked child does not run what waits on this process's *loop*."""
+
+    # The backstop, for what returns to the loop and not to the pool: an asyncio
+    # task that a body has started. How it ended, nobody can tell then.
+    def after_in_child() -> None:
+        if not loop.is_closed():
+            _hear_nothing(loop)
+            loop.call_soon(end_copy, None)
+
+    os.register_at_fork(after_in_child=after_in_child)
+
+
+def _hear_nothing(loop: Any) -> None:
+    """Give *loop* a poller of its own: else it would take what its parent's is to hear."""
+    selector = getattr(loop, "_selector", None)
+    fd = loop._get_backend_id() if selector is None else selector.fileno()
+    if hasattr(select, "epoll"):  # no fork inherits a kqueue
+        with select.epoll() as nothing:
+            os.dup2(nothing.fileno(), fd, inheritable=False)
+
+
+class _EndsCopies:
+    """A context manager for a call of code that may fork: in the forked child it ends there.
+
+    The exit code is that of ``sys.exit``, 1 after an error, else 0.
+    """
+
+    #: Whether this process is a child that a body has forked.
+    is_copy = False
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, kind: Any, error: BaseException | None, where: Any) -> None:
+        if self.is_copy:
+            end_copy(error)
+
+
+ends_copies = _EndsCopies()
+
+
+def end_copy(error: BaseException | None) -> None:
+    """End this forked child without anything that is its parent's to do at exit."""
+    code = 0
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        if error.code is not None and not isinstance(error.code, int):
+            _write(f"{error.code}\n")
+    elif error is not None:
+        code = 1
+        _write("".join(traceback.format_exception(error)))
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # closed, or gone: nothing is to be saved
+            stream.flush()
+    os._exit(code & 0xFF)
+
+
+def _write(text: str) -> None:
+    # Straight to the descriptor: Celery has put its log in the place of sys.stderr,
+    # whose locks another thread may have held at the fork.
+    with contextlib.suppress(OSError):
+        os.write(2, text.encode(errors="backslashreplace"))
 
 
 class _Thread(threading.local):
@@ -54,6 +126,7 @@ def _release_signals() -> None:
 
 def _leave_worker_process() -> None:
     """In a child that was just forked: signals are its own, and at their defaults."""
+    ends_copies.is_copy = True
     # The loop's wake-up socket is shared with the parent, whose loop would take
     # a signal to the child for one to itself (Python 3.11; later ones do this).
     signal.set_wakeup_fd(-1)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..calls import task_of_call
+from .forks import ends_copies
 from .jobcontext import JobContext
 from .tasks import call_body, run_body
 from .threads import BodyThreads
@@ -33,5 +34,6 @@ async def call_function(
 def _call(job: JobContext, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     call = functools.partial(function, *args, **kwargs)
     if task_of_call(args) is not None:
-        return settle(call())  # the limits are those of the task's own body
+        with ends_copies:
+            return settle(call())  # the limits are those of the task's own body
     return run_body(job, None, functools.partial(call_body, job, call))

@@ -24,7 +24,7 @@ from ..pipe import Pipe
 from ..taskstate import put_back
 from . import offload, tasks, trace
 from .django_threads import backend_class, django_threads, forget_pools, keep_fixup_off_loop
-from .forks import allow_forks
+from .forks import allow_forks, end_copies_that_turn, ends_copies
 from .jobcontext import follow_task_stack, job_of_task
 from .lifespans import ProcessLifespans
 from .loop import new_loop
@@ -137,6 +137,7 @@ class _Process:
         self.loop = new_loop(options.loop)
         asyncio.set_event_loop(self.loop)
         trace.bind_loop(self.loop)
+        end_copies_that_turn(self.loop)
         give_loops_to_threads()
         self.cancel_grace = options.cancel_grace
         self.lifespan_timeout = options.lifespan_timeout
@@ -219,7 +220,8 @@ class _Process:
             future = Task(awaitable, loop=self.loop)  # whatever makes the tasks of bodies
         while not future.done():
             try:
-                self.loop.run_until_complete(future)
+                with ends_copies:
+                    self.loop.run_until_complete(future)
             except (SystemExit, KeyboardInterrupt) as exc:
                 logger.error("a task raised %r in the event loop; the process goes on", exc)
             except RuntimeError as exc:

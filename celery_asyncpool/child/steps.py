@@ -39,6 +39,7 @@ from celery.utils.saferepr import saferepr
 from ..core.timelimits import BodyState, Limits, Verdict
 from ..tasktypes import BodyWrapper, is_async
 from .cancel import BodyControl, BodyStopped
+from .forks import ends_copies
 from .jobcontext import JobContext, current_job
 from .stepthreads import StepThread, StepThreads
 from .threadpool import Outcome
@@ -277,7 +278,8 @@ class _Uncancellable(asyncio.Future[Outcome]):
 def _on_loop(job: JobContext, step: StepControl, call: Callable[[], Any]) -> Any:
     try:
         step.start(None)
-        return settle(step.watch(call()))
+        with ends_copies:
+            return settle(step.watch(call()))
     finally:
         step.end()
 
@@ -287,8 +289,9 @@ def _in_this_thread(job: JobContext, step: StepControl, call: Callable[[], Any])
     try:
         try:
             step.start(threading.get_ident())
-            value = call()
-            return settle(step.watch(value)) if inspect.isawaitable(value) else value
+            with ends_copies:
+                value = call()
+                return settle(step.watch(value)) if inspect.isawaitable(value) else value
         finally:
             step.end()
     except BaseException:
@@ -309,7 +312,8 @@ def _call_stoppably(step: StepControl, call: Callable[[], Any]) -> Outcome:
     try:
         try:
             step.start(threading.get_ident())
-            return Outcome(call(), None)
+            with ends_copies:
+                return Outcome(call(), None)
         finally:
             step.end()
     except BaseException as exc:

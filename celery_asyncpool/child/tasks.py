@@ -33,12 +33,13 @@ from ..tasktypes import (
     mark_task,
 )
 from .cancel import BodyControl, BodyStopped, StopThread
+from .forks import ends_copies
 from .jobcontext import JobContext, current_job, follow_jobs
 from .offload import OffloadedBackend
 from .retries import RetryAfterBody, body_ended
 from .softhook import SoftLimitHook
 from .steps import HandlerCall
-from .trace import can_settle, in_tracer, settle
+from .trace import can_settle, in_tracer, keep_loop_running, settle
 
 __all__ = ["RunCall", "build_trace", "call_body", "prepare", "run_body"]
 
@@ -136,7 +137,9 @@ def run_body(job: JobContext, task: Any, call: Callable[[], Any]) -> Any:
     control = job.control
     if control is None or control.has_ended:
         # An errback that Celery calls in the failed task's job.
-        return check_returned(task, settle(call()))
+        with ends_copies:
+            value = settle(call())
+        return check_returned(task, value)
     if control.has_started:
         return check_returned(task, _settle_within(control, call()))
     if job.steps is not None:
@@ -182,10 +185,12 @@ def _run_limited(job: JobContext, task: Any, control: BodyControl, call: Callabl
         try:
             # Within the `try`: from here on a limit may be raised in this thread.
             control.start(None if in_tracer() is not None else threading.get_ident())
-            value = call()
-            if inspect.isawaitable(value):
-                value = settle(control.watch(value))
+            with ends_copies:
+                value = call()
+                if inspect.isawaitable(value):
+                    value = settle(control.watch(value))
         finally:
+            keep_loop_running()
             control.end()
     except BaseException as exc:
         # Again: what ends a thread's body may have arrived within that `finally`.

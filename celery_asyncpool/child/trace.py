@@ -30,6 +30,7 @@ from typing import Any
 
 import greenlet
 
+from .forks import end_copy, ends_copies
 from .jobcontext import current_job
 from .looptwin import LoopTwin
 
@@ -41,6 +42,7 @@ __all__ = [
     "can_settle",
     "drive",
     "in_tracer",
+    "keep_loop_running",
     "on_loop_thread",
     "settle",
 ]
@@ -118,6 +120,15 @@ def in_tracer() -> Tracer | None:
     return current if isinstance(current, Tracer) and not current.is_stepping else None
 
 
+def keep_loop_running() -> None:
+    """After code of a user's in a tracer: tell asyncio again which loop runs.
+
+    Code that runs a loop of its own in a running one tells asyncio before that none runs.
+    """
+    if asyncio._get_running_loop() is None and in_tracer() is not None:
+        asyncio._set_running_loop(_loop)
+
+
 def call_on_loop(function: Callable[[], Any]) -> Any:
     """Call *function*, which starts async code, where it will be stepped later on.
 
@@ -148,6 +159,8 @@ def drive(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Generat
         while not tracer.dead:
             try:
                 value = pending.function() if type(pending) is _Call else (yield pending)
+                if ends_copies.is_copy:
+                    end_copy(None)  # a neighbour's fork has no business in this job
             except BaseException as exc:
                 tracer.parent = greenlet.getcurrent()
                 pending = tracer.throw(type(exc), exc, exc.__traceback__)
@@ -229,7 +242,8 @@ def _start(
 async def _tell(coroutine: Coroutine[Any, Any, Any], outcome: Future[Any]) -> None:
     """Give all to *outcome*: the loop must see neither a SystemExit nor a lost error."""
     try:
-        value = await coroutine
+        with ends_copies:
+            value = await coroutine
     except BaseException as exc:
         outcome.set_exception(exc)
     else:

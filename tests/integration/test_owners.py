@@ -46,6 +46,14 @@ def test_neighbours(worker, what, tmp_path):
     check_neighbours(worker, pid)
 
 
+def test_a_loop_inside_the_loop(worker):
+    """asyncio knows the process's loop again after a body that has told it that none runs."""
+    [pid] = worker.pool_pids()
+
+    assert worker.client.send("runs_a_loop_inside").get(PATIENCE) == pid
+    check_neighbours(worker, pid)
+
+
 def test_a_body_cancels_all(worker):
     """Each accepted job has an outcome when a body cancels whatever is on the loop."""
     deadline = time.monotonic() + 5

@@ -9,6 +9,10 @@ from billiard.exceptions import WorkerLostError
 from proc import look, zombies_of
 from worker import wait_for
 
+#: How a forked child leaves the code that has forked it, and its exit code.
+LEFT_CODES = {"exits": 7, "exits with words": 1, "raises": 1, "returns": 0}
+FORKING_HANDLERS = ("before_start", "on_success")
+
 SQUARES = [number * number for number in range(20)]
 
 
@@ -57,6 +61,37 @@ def test_fork(worker, task):
     results = [worker.client.send(task, code) for code in range(8)]
 
     assert [result.get() for result in results] == list(range(8))
+    assert_nothing_left(worker)
+
+
+@pytest.mark.parametrize(
+    ("task", "place"),
+    [
+        *(("fork_and_leave", place) for place in ("body", *FORKING_HANDLERS)),
+        *(("fork_and_leave_in_def", place) for place in ("body", *FORKING_HANDLERS)),
+    ],
+)
+def test_forked_child_that_leaves(worker, task, place):
+    """It ends where the code ends that has forked it, as a program; its parent's job goes on."""
+    sent = {how: worker.client.send(task, how, place) for how in LEFT_CODES}
+
+    assert {result.get() for result in sent.values()} == {"from the parent"}
+
+    def codes():
+        lines = {line["id"]: line["code"] for line in worker.records("left")}
+        return {how: lines.get(result.id) for how, result in sent.items()}
+
+    wait_for(lambda: codes() == LEFT_CODES, codes)
+    assert_nothing_left(worker)
+    assert [call(worker, "fork", code) for code in range(4)] == list(range(4))
+
+
+@pytest.mark.parametrize("how", LEFT_CODES)
+def test_forked_child_that_returns_to_the_loop(worker, how):
+    """A child that was forked in an asyncio task of a body's ends, and runs nothing else."""
+    sent = [worker.client.send("fork_in_child_task", how) for _ in range(4)]
+
+    assert {result.get() for result in sent} == {"from the parent"}
     assert_nothing_left(worker)
 
 

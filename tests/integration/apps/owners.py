@@ -23,6 +23,14 @@ async def takes(self, what, gate):
     return os.getpid()
 
 
+@app.task
+async def runs_a_loop_inside():
+    """Tells asyncio that no loop runs, runs one, and does not take it back."""
+    asyncio._set_running_loop(None)
+    asyncio.run(asyncio.sleep(0))
+    return os.getpid()
+
+
 async def _one():
     await asyncio.sleep(0)
     return 1

@@ -12,7 +12,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 
 import uvloop
-from celery import signals
+from celery import Task, signals
 
 from .base import configure, make_app
 from .recording import record
@@ -159,6 +159,64 @@ async def fork(code):
 @app.task
 def fork_in_def(code):
     return _wait_pid(_fork(code, lambda: None))
+
+
+def _leave(how):
+    """How code ends in a child that it has forked."""
+    if how == "exits":
+        sys.exit(7)
+    if how == "exits with words":
+        sys.exit("that was it")
+    if how == "raises":
+        raise ValueError("the child's own")
+    return "from the child"
+
+
+class ForkingHandlers(Task):
+    """They fork, and leave as the first argument says, where the second one names them."""
+
+    abstract = True
+
+    def _fork(self, place, args):
+        if args[1] == place:
+            if (pid := os.fork()) == 0:
+                return _leave(args[0])
+            record("left", id=self.request.id, code=_wait_pid(pid))
+
+    def before_start(self, task_id, args, kwargs):
+        return self._fork("before_start", args)
+
+    async def on_success(self, retval, task_id, args, kwargs):
+        return self._fork("on_success", args)
+
+
+@app.task(bind=True, base=ForkingHandlers)
+async def fork_and_leave(self, how, place):
+    """The child leaves as a program would, without `os._exit`."""
+    if place == "body":
+        if (pid := os.fork()) == 0:
+            return _leave(how)
+        record("left", id=self.request.id, code=await asyncio.to_thread(_wait_pid, pid))
+    return "from the parent"
+
+
+@app.task
+async def fork_in_child_task(how):
+    async def child_task():
+        return os.fork() or _leave(how)
+
+    pid = await asyncio.create_task(child_task())
+    await asyncio.to_thread(_wait_pid, pid)
+    return "from the parent"
+
+
+@app.task(bind=True, base=ForkingHandlers)
+def fork_and_leave_in_def(self, how, place):
+    if place == "body":
+        if (pid := os.fork()) == 0:
+            return _leave(how)
+        record("left", id=self.request.id, code=_wait_pid(pid))
+    return "from the parent"
 
 
 @app.task
