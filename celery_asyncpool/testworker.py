@@ -43,7 +43,13 @@ from .child.django_threads import DjangoThreads, django_threads
 from .child.jobcontext import JobContext, current_job, job_entered, job_of_task
 from .child.lifespans import ProcessLifespans
 from .child.loop import new_loop
-from .child.retries import RetryAfterBody, SendTask, send_retry
+from .child.retries import (
+    RetryAfterBody,
+    SendTask,
+    defer_retries,
+    send_retry,
+    undo_defer_retries,
+)
 from .child.runner import as_celery_expects
 from .settings import Settings
 
@@ -183,6 +189,7 @@ def _retries_wait(app: Any) -> Iterator[None]:
     """Retries of *app*'s tasks leave when their attempts are over, as in the pool."""
     before = app.__dict__.get("send_task")
     app.send_task = SendTask(app, app.send_task, _call)
+    is_first = defer_retries()
     try:
         yield
     finally:
@@ -195,6 +202,8 @@ def _retries_wait(app: Any) -> Iterator[None]:
                 del task.retry
                 if task.retry != wrapper.retry:  # it was the task's own, not its class's
                     task.retry = wrapper.retry
+        if is_first:
+            undo_defer_retries()
 
 
 class MemoryBackend(CacheBackend):

@@ -226,7 +226,7 @@ def test_last_attempt_has_the_last_word(app):
                 get(result)
 
 
-@pytest.mark.parametrize("kind", ["async", "def", "auto"])
+@pytest.mark.parametrize("kind", ["async", "def", "auto", "past"])
 def test_attempts_do_not_overlap(app, kind):
     """The next attempt, one, begins when `task_postrun` of the last is through."""
     running, seen = set(), []
@@ -260,6 +260,12 @@ def test_attempts_do_not_overlap(app, kind):
             raise KeyError
         return self.request.retries
 
+    @app.task(bind=True, max_retries=None, shared=False)
+    async def past_flaky(self):
+        if self.request.retries < 5:
+            raise Task.retry(self, countdown=0)
+        return self.request.retries
+
     @signals.task_prerun.connect
     def begin(task_id, **kwargs):
         seen.append(task_id in running)
@@ -270,7 +276,8 @@ def test_attempts_do_not_overlap(app, kind):
         time.sleep(0.005)
         running.discard(task_id)
 
-    task = {"async": async_flaky, "def": def_flaky, "auto": auto_flaky}[kind]
+    tasks = {"async": async_flaky, "def": def_flaky, "auto": auto_flaky, "past": past_flaky}
+    task = tasks[kind]
     before = task.retry, app.send_task
     with start_worker(app):
         assert [get(result) for result in [task.delay() for _ in range(10)]] == [5] * 10

@@ -14,7 +14,7 @@ from celery import Celery
 from celery_asyncpool import AsyncTask, eager
 from celery_asyncpool.child.jobcontext import JobContext, job_entered
 from celery_asyncpool.child.offload import offload
-from celery_asyncpool.child.retries import RetryAfterBody
+from celery_asyncpool.child.retries import RetryAfterBody, deferred
 from celery_asyncpool.child.tasks import OutermostCall, RunCall, SettledCall, call_for_tracer
 from celery_asyncpool.child.threads import BodyThreads
 from celery_asyncpool.child.trace import call_in_thread, drive
@@ -79,12 +79,22 @@ async def driven(function, /, **kwargs):
     return await drive(function, **kwargs)
 
 
+def _of(function):
+    """*function* as a method of a class."""
+
+    def method(self, /, **kwargs):
+        return function(**kwargs)
+
+    return method
+
+
 #: All that take the arguments of a task's body, or of a call, in a pool process.
 WRAPPERS = {
     "SettledCall": lambda task: SettledCall(give),
     "RunCall": lambda task: RunCall(give, task),
     "OutermostCall": lambda task: OutermostCall(give, task),
     "RetryAfterBody": lambda task: RetryAfterBody(give, task),
+    "deferred": lambda task: functools.partial(deferred(_of(give)), task),
     "call_for_tracer": lambda task: functools.partial(call_for_tracer, task, give),
     "call_in_thread": lambda task: functools.partial(call_in_thread, give),
     "offload": lambda task: functools.partial(offload, give),

@@ -20,7 +20,7 @@ from celery.backends.base import Backend
 
 from ..client import guard
 from .redis_stores import Elsewhere, RedisStores, can_store
-from .retries import SendTask
+from .retries import SendTask, defer_retries
 from .threadpool import ThreadPool
 from .trace import call_in_thread, in_tracer
 
@@ -197,6 +197,7 @@ def offload_publishing(app: Any) -> None:
         return
     guard.install_in_pool(app, _in_tracer)
     app.send_task = SendTask(app, app.send_task, offload)
+    defer_retries()
     for cls in CANVAS:
         cls.apply_async = _offloaded(cls.apply_async)
 

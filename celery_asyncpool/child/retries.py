@@ -22,6 +22,7 @@ from typing import Any
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback  # type: ignore[attr-defined]
 from celery import states
 from celery._state import _task_stack  # type: ignore[attr-defined]
+from celery.app.task import Task as BaseTask
 from celery.app.trace import TraceInfo, task_has_custom
 from celery.exceptions import Ignore, Reject, Retry
 from celery.utils.log import get_logger
@@ -33,7 +34,15 @@ from .jobcontext import JobContext, current_job
 from .softhook import in_hook
 from .trace import can_settle, on_loop_thread
 
-__all__ = ["RetryAfterBody", "SendTask", "body_ended", "send_retry"]
+__all__ = [
+    "RetryAfterBody",
+    "SendTask",
+    "body_ended",
+    "defer_retries",
+    "deferred",
+    "send_retry",
+    "undo_defer_retries",
+]
 
 logger = get_logger(__name__)
 
@@ -168,6 +177,36 @@ class RetryAfterBody:
             return self.retry(*args, **kwargs)
         finally:
             _call.reset(token)
+
+
+def defer_retries() -> bool:
+    """Let Celery's own ``Task.retry`` wait, too, in this process; False: it did already.
+
+    Not all calls come by ``task.retry``: any method of a custom class may call
+    ``super().retry``, and an ``async def retry`` does so when it is awaited.
+    """
+    if hasattr(BaseTask.retry, "_celery_asyncpool"):
+        return False
+    BaseTask.retry = deferred(BaseTask.retry)  # type: ignore[method-assign]
+    return True
+
+
+def undo_defer_retries() -> None:
+    """Undo :func:`defer_retries`."""
+    BaseTask.retry = BaseTask.retry._celery_asyncpool  # type: ignore[method-assign,attr-defined]
+
+
+def deferred(method: Callable[..., Any]) -> Any:
+    """Return *method*, the ``retry`` of a class, as one whose message waits."""
+
+    @functools.wraps(method)
+    def retry(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if _call.get() is not None:
+            return method(self, *args, **kwargs)  # for the `task.retry` that is under way
+        return RetryAfterBody(functools.partial(method, self), self)(*args, **kwargs)
+
+    retry._celery_asyncpool = method  # type: ignore[attr-defined]
+    return retry
 
 
 class SendTask:

@@ -230,6 +230,16 @@ def test_result_of_apply_async(worker, flavour):
     assert worker.count("failure", result) == 0
 
 
+@pytest.mark.parametrize("how", ["super", "async super", "async retry", "unbound"])
+def test_retry_past_an_override(worker, flavour, how):
+    """Celery's own `retry`, by whatever road it is called, waits for the end of the attempt."""
+    result = worker.client.send(f"{flavour}_asks_past", how)
+
+    assert states_of(worker, result, 2) == ["RETRY", "SUCCESS"]
+    assert worker.count("began", result) == 2
+    assert result.get(PATIENCE) == "again"
+
+
 def test_chord_of_tasks_that_retry(worker, flavour):
     """A chord waits for the last attempts of its members."""
     header = [worker.client.s(f"{flavour}_uses_result", n) for n in range(5)]

@@ -387,6 +387,54 @@ async def breaks_after_retry(self):
     raise self.retry(countdown=0)
 
 
+class AsksPast(AsyncTask):
+    """Its methods call Celery's own `retry`, past the one that they override."""
+
+    abstract = True
+
+    async def retry(self, *args, **kwargs):
+        await asyncio.sleep(0)
+        return super().retry(*args, **kwargs)
+
+    async def ask_later(self):
+        await asyncio.sleep(0)
+        return super().retry(countdown=0, throw=False)
+
+    def ask(self):
+        return super().retry(countdown=0)
+
+    async def ask_twin(self):
+        return await self.retry(countdown=0)
+
+
+@app.task(base=AsksPast, bind=True)
+async def async_asks_past(self, how):
+    record("began", id=self.request.id)
+    if self.request.retries:
+        return "again"
+    async with asyncio.TaskGroup() as group:
+        for _ in range(3):
+            group.create_task(_ask_past(self, how))
+
+
+@app.task(base=AsksPast, bind=True)
+def def_asks_past(self, how):
+    record("began", id=self.request.id)
+    if self.request.retries:
+        return "again"
+    asyncio.run(_ask_past(self, how))
+
+
+async def _ask_past(task, how):
+    if how == "super":
+        raise task.ask()
+    if how == "async super":
+        raise await task.ask_later()
+    if how == "async retry":
+        raise await task.ask_twin()
+    raise celery.Task.retry(task, countdown=0)
+
+
 @app.task
 def total(values):
     return sum(values)
