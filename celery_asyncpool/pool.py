@@ -27,6 +27,7 @@ from .handover import ChildOptions
 from .knownsettings import tell_of_unknown_settings
 from .lifespans import lifespans_of
 from .parent.adopted import Adopted
+from .parent.embedded_beat import end_beat_with_worker, leave_beat_alone
 from .parent.hub import HubThread
 from .parent.main_process import MainProcess
 from .parent.memory import can_tell_memory, resident_memory
@@ -88,6 +89,7 @@ class Pool(BasePool):
         self._refusals = Refusals(self.app, self.settings.limits)
         tell_of_threads(self.app, self.settings.limits)
         name_hidden_bodies(self.app)
+        end_beat_with_worker()
         self._caps = Caps(self.settings.caps)
         self._warn_of_unused_caps()
         self._prefetch = Prefetch()
@@ -393,6 +395,7 @@ class Pool(BasePool):
         if self._thread is not None:
             self._thread.stop()
             self._thread = None
+        leave_beat_alone()
         self._main_process.restore()
 
     def _on_worker_ready(self, sender: Any, **kwargs: Any) -> None:
