@@ -12,6 +12,9 @@ if os.environ.get("DJANGO_STRUCTLOG"):
     INSTALLED_APPS += ["django_structlog", "apps.structlog_tasks"]
     DJANGO_STRUCTLOG_CELERY_ENABLED = True
     MIDDLEWARE = ["django_structlog.middlewares.RequestMiddleware"]
+if os.environ.get("DJANGO_BEAT"):
+    INSTALLED_APPS += ["django_celery_beat", "apps.periodic_tasks"]
+    CELERY_BEAT_MAX_LOOP_INTERVAL = 0.5
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 DATABASES = {"default": json.loads(os.environ["DJANGO_DATABASE"])}
 CELERY_BROKER_URL = os.environ["ASYNCPOOL_TEST_BROKER"]
