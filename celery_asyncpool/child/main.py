@@ -213,7 +213,8 @@ class _Process:
         """Run the loop until *awaitable* is done, whatever tasks do to the loop.
 
         asyncio lets a SystemExit that was raised in a task pass through the
-        loop, and any body can call ``loop.stop()``; neither is ours to obey.
+        loop, and any body can call ``loop.stop()``; neither is ours to obey. A body that
+        turns asyncio's loop itself (nest_asyncio) leaves it an empty list: an IndexError.
         """
         future = awaitable
         if asyncio.iscoroutine(awaitable):
@@ -224,7 +225,7 @@ class _Process:
                     self.loop.run_until_complete(future)
             except (SystemExit, KeyboardInterrupt) as exc:
                 logger.error("a task raised %r in the event loop; the process goes on", exc)
-            except RuntimeError as exc:
+            except (RuntimeError, IndexError) as exc:
                 if future.done():
                     raise
                 logger.error("a task stopped the event loop (%s); the process goes on", exc)

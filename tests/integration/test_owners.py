@@ -54,6 +54,16 @@ def test_a_loop_inside_the_loop(worker):
     check_neighbours(worker, pid)
 
 
+def test_a_body_turns_the_loop(worker):
+    """The process lives on where a body has run what the loop was about to run."""
+    [pid] = worker.pool_pids()
+
+    results = [worker.client.send("turns_the_loop") for _ in range(5)]
+
+    assert [result.get(PATIENCE) for result in results] == [pid] * 5
+    check_neighbours(worker, pid)
+
+
 def test_a_body_cancels_all(worker):
     """Each accepted job has an outcome when a body cancels whatever is on the loop."""
     deadline = time.monotonic() + 5
