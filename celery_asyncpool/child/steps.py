@@ -11,9 +11,11 @@ Two threads cannot be in one context at a time. The job's asyncio task is in it
 while it makes a step of its own, so the call leaves for the thread one turn
 later, and the task waits for it in a future that nobody can cancel.
 
-A step has no time limit. When its job is to end (a revoke, a cold shutdown) it is
-ended like a body; after that, and after a hard limit of the body, each further
-step has the grace time. What has become of the body stays the job's outcome.
+A step has no time limit. When its job is to end (a revoke) before its body has
+started, a step is ended like a body, and the body does not start. After the body,
+what has become of it is the job's outcome, and those who are told of it are told to
+the end: the step that runs, and each further one, has the grace time, as after a
+hard limit of the body. A cold shutdown ends a step at once.
 """
 
 from __future__ import annotations
@@ -82,11 +84,22 @@ def end_job(job: JobContext) -> None:
         return
     if control.clock.state is BodyState.WAITING:
         control.clock.terminate(time.monotonic())  # the body must not start any more
-    job.step.terminate()
+        job.step.terminate()
+    elif job.aborted:
+        job.step.terminate()
+    else:
+        control.terminate()  # tells that there is no body to end
+        job.step.limit_from_now()
 
 
 class StepControl(BodyControl):
     """Starts, times and ends one step, as if it was a body."""
+
+    def limit_from_now(self) -> None:
+        """On the loop: it has the grace time from now on, if it had more before."""
+        with self._lock:
+            self.clock.limit(time.monotonic(), self.clock.grace)
+        self._arm()
 
     def _log_hard_limit(self) -> None:
         logger.error("%s runs on; its time to end is over", self.who)

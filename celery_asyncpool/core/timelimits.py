@@ -157,6 +157,15 @@ class BodyClock:
         self._hard_at = None if self.limits.hard is None else now + self.limits.hard
         return True
 
+    def limit(self, now: float, seconds: float) -> None:
+        """From *now*, or its start, on a body has so many *seconds*, if it had more before."""
+        if self.state is BodyState.WAITING:
+            hard = self.limits.hard
+            self.limits = Limits(self.limits.soft, seconds if hard is None else min(hard, seconds))
+        elif self.state is BodyState.RUNNING:
+            due = now + seconds
+            self._hard_at = due if self._hard_at is None else min(self._hard_at, due)
+
     def next_due(self) -> float | None:
         """When :meth:`poll` has something to say; None: never, as things stand."""
         if self.state is BodyState.RUNNING:

@@ -453,3 +453,25 @@ def test_clock_in_any_order_of_events(soft, hard, grace, steps):
 
     order = [Action.SOFT_LIMIT, Action.HARD_LIMIT, Action.DETACH]
     assert actions == [action for action in order if action in actions]
+
+
+def test_limit_that_comes_later():
+    """A body that was started without a limit, or with a longer one, has so long from then on."""
+    clock = BodyClock(Limits(), grace=5.0)
+    clock.start(0.0)
+    clock.limit(10.0, 2.0)
+    clock.limit(11.0, 20.0)
+
+    assert clock.next_due() == 12.0
+    assert clock.poll(11.9) is None
+    assert clock.poll(12.0) is Action.HARD_LIMIT
+
+
+def test_limit_that_comes_before_the_start():
+    """It counts from the start, and makes no limit longer."""
+    clock = BodyClock(Limits(hard=3.0), grace=5.0)
+    clock.limit(0.0, 2.0)
+    clock.limit(0.0, 9.0)
+    clock.start(10.0)
+
+    assert clock.next_due() == 12.0

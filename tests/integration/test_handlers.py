@@ -11,7 +11,7 @@ from worker import wait_for
 
 TIMEOUT = 60
 
-GRACE = 0.5
+GRACE = 2.0  # the machine may be busy: so long a process may be late
 
 #: Where a handler or receiver is called, and how the task ends then.
 AFTER = {
