@@ -39,6 +39,7 @@ PURE = {
 
 #: Modules that know neither parent nor child, nor what is above these.
 SHARED = [
+    "autoretry",
     "calls",
     "checkpoints",
     "client",
