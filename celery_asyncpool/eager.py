@@ -35,7 +35,6 @@ from typing import Any, Protocol
 from celery._state import _task_stack  # type: ignore[attr-defined]
 from celery.app.task import Task
 
-from .autoretry import retry_awaited
 from .child.jobcontext import (
     JobContext,
     current_job,
@@ -59,7 +58,6 @@ from .tasktypes import (
     has_async_body,
     has_hidden_body,
     is_async,
-    mark_like,
     mark_task,
 )
 
@@ -207,8 +205,6 @@ def prepare(task: Any) -> None:
         if getattr(type(task), handler) is not getattr(Task, handler):
             _wrap(task, handler)
     _wrap_custom_call(type(task))
-    if is_async(custom_call(type(task))):
-        retry_awaited(task)
 
 
 # Inside.
@@ -375,7 +371,6 @@ def _custom_call(method: Callable[..., Any], cls: type) -> Any:
             return value
         return _with_one_outcome(self, functools.partial(_awaited, awaiter, value))
 
-    mark_like(__call__, method)
     __call__._celery_asyncpool_eager = True  # type: ignore[attr-defined]
     return __call__
 

@@ -39,13 +39,14 @@ class ChildEnd:
     signal handler that dumps stacks, when the loop cannot write the first one.
     """
 
-    def __init__(self, sock: socket.socket, report_fd: int) -> None:
+    def __init__(self, sock: socket.socket, report_fd: int, parent_pid: int) -> None:
         self.sock = sock
         self.report_fd = report_fd
+        self.parent_pid = parent_pid
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (DupFd(self.sock.fileno()), DupFd(self.report_fd))
+        return _rebuild, (DupFd(self.sock.fileno()), DupFd(self.report_fd), self.parent_pid)
 
 
-def _rebuild(sock: Any, report: Any) -> ChildEnd:
-    return ChildEnd(socket.socket(fileno=sock.detach()), report.detach())
+def _rebuild(sock: Any, report: Any, parent_pid: int) -> ChildEnd:
+    return ChildEnd(socket.socket(fileno=sock.detach()), report.detach(), parent_pid)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from collections.abc import Iterator
 
 from .core.protocol import Framer, Message
 
@@ -24,13 +25,14 @@ class Pipe:
     The socket is the pipe's own from now on.
     """
 
-    __slots__ = ("_framer", "_outbox", "_sock", "eof", "sent", "written")
+    __slots__ = ("_framer", "_is_flushing", "_outbox", "_sock", "eof", "sent", "written")
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._sock = sock
         self._framer = Framer()
         self._outbox = bytearray()
+        self._is_flushing = False
         #: Bytes given to :meth:`write` so far, and those that the kernel has taken.
         self.written = 0
         self.sent = 0
@@ -53,8 +55,20 @@ class Pipe:
     def flush(self) -> bool:
         """Send what the kernel takes; True when nothing is left to send.
 
-        When the other end is gone, the rest is dropped.
+        When the other end is gone, the rest is dropped. False, too, in a signal
+        handler that has interrupted a flush: that one goes on afterwards, with all
+        that was written meanwhile. (Between its ``send`` and its note of it, a
+        second one would send the same bytes again.)
         """
+        if self._is_flushing:
+            return False
+        self._is_flushing = True
+        try:
+            return self._flush()
+        finally:
+            self._is_flushing = False
+
+    def _flush(self) -> bool:
         outbox = self._outbox
         while outbox and not self.eof:
             try:
@@ -89,20 +103,19 @@ class Pipe:
             return []
         return self._framer.feed(data)
 
-    def read_to_end(self) -> list[Message]:
-        """Return all messages that the kernel holds.
+    def read_to_end(self) -> Iterator[Message]:
+        """Yield all messages that the kernel holds.
 
         For the pipe of a process that is gone: what it wrote before counts, and
         a descendant may keep its end open, so the end is where nothing is left.
+        Raises ``ProtocolError``, as :meth:`read`, behind what made sense.
         """
-        messages: list[Message] = []
         while not self.eof:
             before = self._framer.pending
-            chunk = self.read()
-            if not chunk and self._framer.pending == before:
+            messages = self.read()
+            if not messages and self._framer.pending == before:
                 break
-            messages += chunk
-        return messages
+            yield from messages
 
     @property
     def unsent(self) -> int:

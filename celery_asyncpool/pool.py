@@ -28,12 +28,14 @@ from .knownsettings import tell_of_unknown_settings
 from .lifespans import lifespans_of
 from .parent.adopted import Adopted
 from .parent.embedded_beat import end_beat_with_worker, leave_beat_alone
+from .parent.exitcodes import hear_of_exits
+from .parent.fleet import EXIT_TIMEOUT
 from .parent.hub import HubThread
 from .parent.main_process import MainProcess
 from .parent.memory import can_tell_memory, resident_memory
 from .parent.process import Spawner, WorkerProcess
 from .parent.shutdown import ColdSignals, Shutdown, is_cold_shutdown
-from .parent.supervisor import EXIT_TIMEOUT, Supervisor
+from .parent.supervisor import Supervisor
 from .prefetch import Prefetch
 from .redis_close import survive_second_close
 from .redis_transport import RedisBatching
@@ -116,6 +118,7 @@ class Pool(BasePool):
                 "worker_max_memory_per_child has no effect: this system does not tell how "
                 "much memory another process uses (Linux does, in /proc)"
             )
+        hear_of_exits()
         survive_second_close()
         self._redis.install(self.app)
         self._files.install()
@@ -283,9 +286,9 @@ class Pool(BasePool):
         self._in_hub(self._started.terminate, job, signum)
 
     def _slot_is_free(self) -> None:
-        """A job has ended or waits. After a shrink, a slot may not be there any more."""
+        """A job has ended or waits, and its slot is still there."""
         semaphore = self.options.get("semaphore")
-        if semaphore is not None and self._started.slots_taken < self.limit:
+        if semaphore is not None:
             semaphore.release()
 
     def _on_waiting(self, waiting: int) -> None:
@@ -301,7 +304,9 @@ class Pool(BasePool):
             self._in_hub(self._flush)
 
     def _flush(self) -> None:
-        self._started.drop_queued()
+        self._started.drop_queued(then=self._reset_semaphore)
+
+    def _reset_semaphore(self) -> None:
         semaphore = self.options.get("semaphore")
         if semaphore is not None:
             semaphore.value = max(semaphore.initial_value - self._started.slots_taken, 0)
@@ -344,10 +349,12 @@ class Pool(BasePool):
         """Replace all processes, one after the other (``celery control pool_restart``)."""
         self._in_hub(self._started.restart)
 
-    def catch_up(self) -> None:
-        """Hear what has ended while Celery has kept its hub from running."""
+    def when_caught_up(self, function: Callable[[], Any]) -> None:
+        """Call *function* when Celery knows what has ended while it kept its hub from running."""
         if self._supervisor is not None and self._thread is None:
-            self._supervisor.catch_up()
+            self._supervisor.when_caught_up(function)
+        else:
+            function()
 
     # The end.
 
@@ -425,11 +432,12 @@ class Pool(BasePool):
         return info
 
     def _process_info(self, process: WorkerProcess) -> dict[str, Any]:
+        held = self._started.jobs.held(process.pid)
         return {
             "state": process.life.state.value,
-            "slots": self._started.dispatcher.slots,
-            "slots-in-use": len(process.jobs),
-            "jobs-done": process.done,
+            "slots": self._started.jobs.dispatcher.slots,
+            "slots-in-use": len(held.jobs),
+            "jobs-done": held.done,
             "memory": resident_memory(process.pid),
             "threads": self.settings.threads,
             "threads-in-use": process.status.get("threads", 0),

@@ -12,6 +12,7 @@ import asyncio
 import functools
 import inspect
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,9 +85,12 @@ class Request(request.Request):
         Celery cancels at the end of a soft shutdown, in which it sleeps and
         hears nothing: what has ended then is settled, and must not run again.
         """
-        pool.catch_up()
+        cancel = functools.partial(super().cancel, pool, *args, **kwargs)
+        pool.when_caught_up(functools.partial(self._cancel_if_active, cancel))
+
+    def _cancel_if_active(self, cancel: Callable[[], Any]) -> None:
         if self in worker_state.active_requests:
-            super().cancel(pool, *args, **kwargs)
+            cancel()
 
     def on_timeout(self, soft: bool, timeout: Any) -> None:
         """A limit is over: told once for each, for classes that want to know.

@@ -213,33 +213,6 @@ def test_autoretry_of_an_eager_body(app):
     assert asyncio.run(caller()).get() == 3
 
 
-def test_autoretry_under_an_async_call(app):
-    """Also where an `async def __call__` awaits the body."""
-
-    class AwaitsBody(Task):
-        async def __call__(self, *args, **kwargs):
-            return await self.run(*args, **kwargs)
-
-    @app.task(
-        bind=True,
-        base=AwaitsBody,
-        autoretry_for=(ValueError,),
-        default_retry_delay=0,
-        shared=False,
-    )
-    async def flaky(self):
-        await asyncio.sleep(0)
-        if self.request.retries < 2:
-            raise ValueError("not yet")
-        return self.request.retries
-
-    async def caller():
-        return await eager.call(flaky.apply)
-
-    assert run(flaky).get() == 2
-    assert asyncio.run(caller()).get() == 2
-
-
 def test_time_limits_are_left_out(app):
     """As with Celery's own eager tasks, nobody ends an eager body."""
 

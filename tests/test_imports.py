@@ -39,7 +39,6 @@ PURE = {
 
 #: Modules that know neither parent nor child, nor what is above these.
 SHARED = [
-    "autoretry",
     "calls",
     "checkpoints",
     "client",

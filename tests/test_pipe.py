@@ -96,7 +96,7 @@ def test_full_socket_loses_nothing(pipe, peer):
     """All that was written into a full socket arrives once the other end reads."""
     messages = fill(pipe)
 
-    received = peer.read_to_end()
+    received = list(peer.read_to_end())
     while not pipe.flush():
         received += peer.read_to_end()
     received += peer.read_to_end()
@@ -113,10 +113,10 @@ def test_sent_tells_when_a_message_has_left(pipe, peer):
 
     before = pipe.sent
     while not pipe.flush():
-        peer.read_to_end()
+        list(peer.read_to_end())
 
     assert before < mark == pipe.sent
-    assert peer.read_to_end()[-1] == Message(Kind.READY, 1, b"a result")
+    assert list(peer.read_to_end())[-1] == Message(Kind.READY, 1, b"a result")
 
 
 def test_read_of_partial_frames(sockets, pipe):
@@ -221,7 +221,7 @@ def test_flush_to_closed_peer_keeps_what_it_wrote(pipe, peer):
     pipe.write(TASK)
     pipe.flush()
 
-    messages = pipe.read_to_end()
+    messages = list(pipe.read_to_end())
 
     assert messages == [Message(Kind.READY, 1, b"a result")]
     assert pipe.eof
@@ -233,7 +233,7 @@ def test_read_to_end_of_closed_peer(pipe, peer):
     unsent = peer.unsent
     peer.close()
 
-    received = pipe.read_to_end()
+    received = list(pipe.read_to_end())
 
     assert unsent > 0
     assert received == messages[: len(received)]
@@ -248,7 +248,7 @@ def test_read_to_end_with_end_still_open(monkeypatch, pipe, peer):
         peer.write(frame)
     peer.flush()
 
-    received = pipe.read_to_end()
+    received = list(pipe.read_to_end())
 
     assert [message.kind for message in received] == [Kind.TASK, Kind.READY, Kind.TASK]
     assert not pipe.eof
@@ -262,7 +262,7 @@ def test_read_to_end_in_the_middle_of_a_frame(sockets, pipe, cut, is_closed):
     if is_closed:
         sockets[1].close()
 
-    received = pipe.read_to_end()
+    received = list(pipe.read_to_end())
 
     assert received == [Message(Kind.TASK, 1, b"a body")]
     assert pipe.eof is is_closed
@@ -270,7 +270,7 @@ def test_read_to_end_in_the_middle_of_a_frame(sockets, pipe, cut, is_closed):
 
 def test_read_to_end_with_nothing(pipe):
     """Of a process that wrote nothing nothing is read."""
-    assert pipe.read_to_end() == []
+    assert list(pipe.read_to_end()) == []
     assert not pipe.eof
 
 
@@ -279,7 +279,7 @@ def test_read_to_end_after_eof(sockets, pipe):
     sockets[1].close()
     pipe.read()
 
-    assert pipe.read_to_end() == []
+    assert list(pipe.read_to_end()) == []
     assert pipe.eof
 
 
@@ -307,7 +307,7 @@ def test_shut_lets_the_peer_read_what_was_sent(pipe, peer):
 
     pipe.shut()
 
-    assert peer.read_to_end() == [Message(Kind.TASK, 1, b"a body")]
+    assert list(peer.read_to_end()) == [Message(Kind.TASK, 1, b"a body")]
     assert peer.eof
 
 
@@ -330,5 +330,39 @@ def test_close(pipe, peer):
 
     assert pipe.fileno() == -1
     assert (pipe.eof, pipe.unsent) == (True, 0)
-    assert peer.read_to_end() == []
+    assert list(peer.read_to_end()) == []
     assert peer.eof
+
+
+class InterruptedSocket:
+    """A handler runs right after its first send."""
+
+    def __init__(self, sock, handler):
+        self.sock = sock
+        self.handler = handler
+
+    def __getattr__(self, name):
+        return getattr(self.sock, name)
+
+    def send(self, data):
+        count = self.sock.send(data)
+        handler, self.handler = self.handler, lambda: None
+        handler()
+        return count
+
+
+def test_flush_in_a_signal_handler(pipe, peer):
+    """A handler that flushes too, while a flush is on its way, sends nothing twice."""
+
+    def handler():
+        pipe.write(encode(Kind.CANCEL, 7))
+        assert not pipe.flush()
+
+    pipe._sock = InterruptedSocket(pipe._sock, handler)
+    pipe.write(encode(Kind.TASK, 1, b"x"))
+
+    assert pipe.flush()
+    assert list(peer.read_to_end()) == [
+        Message(Kind.TASK, 1, b"x"),
+        Message(Kind.CANCEL, 7, b""),
+    ]

@@ -12,7 +12,6 @@ import pytest
 from celery import Celery
 
 from celery_asyncpool import AsyncTask, eager
-from celery_asyncpool.autoretry import AwaitedRun, Replay
 from celery_asyncpool.child.jobcontext import JobContext, job_entered
 from celery_asyncpool.child.offload import offload
 from celery_asyncpool.child.retries import RetryAfterBody, deferred
@@ -96,8 +95,6 @@ WRAPPERS = {
     "OutermostCall": lambda task: OutermostCall(give, task),
     "RetryAfterBody": lambda task: RetryAfterBody(give, task),
     "deferred": lambda task: functools.partial(deferred(_of(give)), task),
-    "Replay": lambda task: Replay(give),
-    "AwaitedRun": lambda task: AwaitedRun(give),
     "call_for_tracer": lambda task: functools.partial(call_for_tracer, task, give),
     "call_in_thread": lambda task: functools.partial(call_in_thread, give),
     "offload": lambda task: functools.partial(offload, give),

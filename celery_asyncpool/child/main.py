@@ -84,11 +84,14 @@ def _start(app: Any, end: ChildEnd, options: ChildOptions) -> _Process:
     _take_back_sigchld()
     take_back_signals()
     allow_forks()
-    OrphanGuard(end.sock.fileno()).start()
+    guard = OrphanGuard(end.sock.fileno(), end.parent_pid)
+    guard.start()
     # The parent asks with SIGUSR1 where a blocked loop is; answered in C, so
     # also when a call holds the interpreter's lock.
     faulthandler.register(signal.SIGUSR1, file=end.report_fd, all_threads=True, chain=False)
-    return _Process(app, runs, Pipe(end.sock), end.report_fd, options)
+    process = _Process(app, runs, Pipe(end.sock), end.report_fd, options)
+    guard.tell(process.lose_parent)
+    return process
 
 
 def _prepare_tasks(app: Any, redis_batching: bool) -> dict[str, RunCall]:
@@ -165,6 +168,13 @@ class _Process:
     def is_hurried(self) -> bool:
         """Whether somebody will kill this process soon: a cold shutdown, or no parent."""
         return self.runner.aborting or self.runner.lost_parent
+
+    def lose_parent(self) -> None:
+        """From any thread: the worker's main process has gone."""
+        try:
+            self.loop.call_soon_threadsafe(self.runner.lose_parent)
+        except RuntimeError:
+            return  # the loop is closed: we are about to exit
 
     def run(self) -> int:
         """Run until the parent has no more use for us; return the exit code."""

@@ -159,7 +159,7 @@ class Runner:
             messages = self.pipe.read()
         except protocol.ProtocolError as exc:
             logger.critical("the pipe from the worker is broken, giving up: %s", exc)
-            self._lose_parent()
+            self.lose_parent()
             return
         now = time.monotonic()
         for message in messages:
@@ -384,7 +384,7 @@ class Runner:
         done = self.pipe.flush()
         self._start_accepted()
         if self.pipe.eof:
-            self._lose_parent()
+            self.lose_parent()
         elif done and self._writing:
             self._writing = False
             self.loop.remove_writer(self.pipe.fileno())
@@ -395,7 +395,9 @@ class Runner:
             self.loop.add_writer(self.pipe.fileno(), self._flush)
         self._finish_if_done()
 
-    def _lose_parent(self) -> None:
+    def lose_parent(self) -> None:
+        """The parent has gone, or makes no sense any more; harmless when repeated."""
+        self.pipe.shut()
         self.loop.remove_reader(self.pipe.fileno())
         if self._writing:
             self._writing = False

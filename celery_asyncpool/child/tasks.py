@@ -19,7 +19,6 @@ from celery.app.task import Task as BaseTask
 from celery.exceptions import SoftTimeLimitExceeded
 from celery.utils.nodenames import gethostname
 
-from ..autoretry import retry_awaited
 from ..loopcode import runs_a_loop
 from ..pydantic_bodies import with_models
 from ..returned import check_returned
@@ -31,7 +30,6 @@ from ..tasktypes import (
     custom_call,
     has_async_body,
     is_async,
-    mark_like,
     mark_task,
 )
 from .cancel import BodyControl, BodyStopped, StopThread
@@ -226,8 +224,6 @@ def prepare(task: Any) -> RunCall:
     setattr(task, name, run)
     if not _settle_custom_call(type(task)):
         task.run = OutermostCall(task.run, task)
-    elif is_async(custom_call(type(task))):
-        retry_awaited(task)
     task.retry = RetryAfterBody(task.retry, task)
     for handler in HANDLERS:
         if getattr(type(task), handler) is not getattr(BaseTask, handler):
@@ -275,6 +271,5 @@ def _outermost_method(method: Callable[..., Any], cls: type) -> Callable[..., An
             )
         return call_for_tracer(self, call)
 
-    mark_like(__call__, method)
     __call__._celery_asyncpool = True  # type: ignore[attr-defined]
     return __call__

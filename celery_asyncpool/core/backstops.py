@@ -13,8 +13,15 @@ from collections.abc import Iterator
 __all__ = ["Backstops"]
 
 
+#: Entries that count no more and may be kept beside those that do.
+SPARE = 64
+
+
 class Backstops:
-    """One time for each job that has one; monotonic seconds."""
+    """One time for each job that has one; monotonic seconds.
+
+    What it keeps is bounded by the jobs that have one, however far their times are.
+    """
 
     __slots__ = ("_heap", "_when")
 
@@ -30,6 +37,10 @@ class Backstops:
         """The job's time is *when*, whatever it was before."""
         self._when[job_id] = when
         heapq.heappush(self._heap, (when, job_id))
+        # Without this, each ended job stays here until its time would have been over.
+        if len(self._heap) > 2 * len(self._when) + SPARE:
+            self._heap = [(when, job_id) for job_id, when in self._when.items()]
+            heapq.heapify(self._heap)
 
     def clear(self, job_id: int) -> None:
         """The job has no time any more; harmless when it had none."""

@@ -6,7 +6,6 @@ now, so that a missed event heals at the next look.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import count
 from typing import NamedTuple
@@ -88,31 +87,30 @@ def plan(
 
 
 class RestartBudget:
-    """How many processes may fail to start before the worker gives up.
+    """How often processes may fail to start, in a row, before the worker gives up.
+
+    All processes that are wanted failing once is one time, not many: eight that share
+    a bad moment are tried again as one would be.
 
     Arguments:
-        limit: failures allowed within *period*; one more is too many.
-        period: seconds.
+        limit: times that they may fail; one more is too many.
     """
 
-    __slots__ = ("_failures", "limit", "period")
+    __slots__ = ("failures", "limit")
 
-    def __init__(self, limit: int, period: float) -> None:
+    def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.period = period
-        self._failures: deque[float] = deque()
+        #: Processes that have failed since the last one that started.
+        self.failures = 0
 
-    def on_failure(self, now: float) -> bool:
-        """One more has failed at *now*; False when the budget is used up."""
-        self._failures.append(now)
-        while self._failures[0] <= now - self.period:
-            self._failures.popleft()
-        return len(self._failures) <= self.limit
+    def on_failure(self, wanted: int) -> bool:
+        """One more of *wanted* processes has failed; False when the budget is used up."""
+        self.failures += 1
+        return self.failures <= self.limit * wanted
 
-    @property
-    def failures(self) -> int:
-        """Failures within the period, at the last failure."""
-        return len(self._failures)
+    def on_success(self) -> None:
+        """One has started."""
+        self.failures = 0
 
 
 class Backoff:
@@ -136,7 +134,12 @@ class Backoff:
         return not self._delay or now >= self._not_before
 
     def on_failure(self, now: float) -> float:
-        """It failed at *now*; return the seconds until the next try."""
+        """It failed at *now*; return the seconds until the next try.
+
+        What fails before that is of the same try.
+        """
+        if self._delay and now < self._not_before:
+            return self._not_before - now
         self._delay = min(self._delay * 2, self.most) if self._delay else self.first
         self._not_before = now + self._delay
         return self._delay

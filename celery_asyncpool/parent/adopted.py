@@ -26,8 +26,8 @@ logger = get_logger(__name__)
 PR_SET_CHILD_SUBREAPER = 36
 PR_GET_CHILD_SUBREAPER = 37
 
-#: Seconds after which nobody else will ask for the exit code of a child that
-#: the pool did not start.
+#: Seconds after which nobody else will ask for the exit code of a child of which it
+#: is not known where it comes from.
 PATIENCE = 10.0
 
 
@@ -65,15 +65,19 @@ def _prctl(option: int, argument: Any) -> bool:
 
 
 class Adopted:
-    """Reaps dead children that are not the pool's own.
+    """Reaps dead children that worker processes have left.
 
     A program may have started subprocesses of its own in the main process, whose
-    exit codes are not ours to take: only what was seen to come from a worker
-    process is reaped at once, anything else after :data:`PATIENCE`.
+    exit codes are not ours to take. These are in its process group, unless it wanted
+    otherwise; a worker process leads a group of its own, so nothing that it has
+    started is there. So what was known to be left by a worker process is reaped at
+    once, what is in the group of the main process never, and the others after
+    :data:`PATIENCE`.
 
     Arguments:
         children: gives the pids of this process's children.
         is_zombie: whether one of them has died.
+        is_in_our_group: whether one is in the process group of the main process.
         reaps_strangers: whether anything else is reaped at all.
     """
 
@@ -82,10 +86,12 @@ class Adopted:
         children: Callable[[], list[int]] | None = None,
         is_zombie: Callable[[int], bool] | None = None,
         reaps_strangers: bool = True,
+        is_in_our_group: Callable[[int], bool] | None = None,
     ) -> None:
         self._children = children or _children
         self._is_zombie = is_zombie or _is_zombie
         self._reaps_strangers = reaps_strangers
+        self._is_in_our_group = is_in_our_group or _is_in_our_group
         #: Known to have been started by a worker process.
         self._known: set[int] = set()
         #: Dead ones of unknown origin, and since when.
@@ -105,8 +111,12 @@ class Adopted:
         mine = children if self._reaps_strangers else self._known
         dead = {pid for pid in mine if self._is_zombie(pid)}
         self._dead = {pid: self._dead.get(pid, now) for pid in dead}
-        due = [pid for pid in dead if pid in self._known or now - self._dead[pid] >= PATIENCE]
-        return [pid for pid in due if _reap(pid)]
+        return [pid for pid in dead if self._is_ours(pid, now) and _reap(pid)]
+
+    def _is_ours(self, pid: int, now: float) -> bool:
+        if pid in self._known:
+            return True
+        return now - self._dead[pid] >= PATIENCE and not self._is_in_our_group(pid)
 
 
 def _children() -> list[int]:
@@ -125,6 +135,13 @@ def _is_zombie(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
         return False
+
+
+def _is_in_our_group(pid: int) -> bool:
+    try:
+        return os.getpgid(pid) == os.getpgrp()
+    except ProcessLookupError:
+        return False  # reaped meanwhile
 
 
 def _reap(pid: int) -> bool:

@@ -66,17 +66,24 @@ class HubThread:
         self._calls: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
         self._waker = Waker()
         self._stopping = False
+        self._was_started = False
         self._thread = threading.Thread(target=self._run, name="asyncpool-hub", daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
         self.hub.add_reader(self._waker.fileno(), self._waker.clear)
         self._thread.start()
+        self._was_started = True
 
     def call(self, function: Callable[..., Any], *args: Any) -> None:
         """Call *function* in the thread, soon; safe from any thread."""
         self._calls.append((function, args))
         self._waker.wake()
+
+    @property
+    def has_crashed(self) -> bool:
+        """Whether the thread was started and has ended by itself: no call is made any more."""
+        return self._was_started and not self._thread.is_alive() and not self._stopping
 
     def stop(self) -> None:
         """Make the calls that were asked for, then end the thread."""

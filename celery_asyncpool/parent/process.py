@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,14 +13,17 @@ from typing import Any
 import billiard
 from billiard import popen_fork
 
-from ..core.job import Job
 from ..core.lifecycle import Lifecycle
-from ..core.protocol import Kind, encode
+from ..core.protocol import Message
 from ..handover import ChildEnd, ChildOptions
 from ..pipe import Pipe
 from .pollers import open_pollers
 
 __all__ = ["Spawner", "WorkerProcess"]
+
+
+#: Stands for an exit code that nobody knows.
+EX_UNKNOWN = 255
 
 
 class _Fork(popen_fork.Popen):
@@ -95,7 +99,7 @@ class Spawner:
         """
         self._before()
         with _Ends() as ends:
-            process = self._process(ChildEnd(ends.theirs, ends.report_end), index)
+            process = self._process(ends.child_end(), index)
             if self.method == "fork":
                 pollers = open_pollers() - self._own_pollers
                 process._Popen = _Fork
@@ -148,6 +152,10 @@ class _Ends:
         """Our own ends, which a forked child must not keep."""
         return self.ours.fileno(), self.report, self.write_fd
 
+    def child_end(self) -> ChildEnd:
+        """What the child is given."""
+        return ChildEnd(self.theirs, self.report_end, os.getpid())
+
     def __enter__(self) -> _Ends:
         return self
 
@@ -172,7 +180,7 @@ class _Ends:
 
 
 class WorkerProcess:
-    """A started process, its pipe, its state and the jobs that it has."""
+    """A started process, its pipe, its state, and what it has said of itself."""
 
     def __init__(
         self,
@@ -189,49 +197,36 @@ class WorkerProcess:
         self.index = index
         self.pipe = pipe
         self.life = life
-        #: Jobs sent to it that have not ended there.
-        self.jobs: dict[int, Job] = {}
-        #: Jobs that were sent to it, and that have ended there.
-        self.sent = 0
-        self.done = 0
-        #: Its resident memory in KiB, when it was up and when somebody last looked.
+        #: Whether anything more will be read from it.
+        self.pipe_is_watched = True
+        #: What was read from it and is still to be handled.
+        self.inbox: deque[Message] = deque()
+        #: Its resident memory in KiB, when it was up.
         self.fresh_memory: int | None = None
-        self.memory: int | None = None
         #: What it last said of itself.
         self.status: dict[str, float] = {}
-        #: Ids of the jobs whose bodies refuse to end.
-        self.stuck: set[int] = set()
         #: Why we are killing it, if we are.
         self.doom: str | None = None
         #: The job that blocks its loop, as its watchdog says; 0: none of Celery's.
         self.blocker: int | None = None
-        #: Jobs whose time is over and which it has not ended, and until when it may
-        #: be only late (monotonic seconds); with its stack when it was killed for that.
-        self.overdue: dict[int, float] = {}
+        #: Where it was when it was killed for a body whose time was over.
         self.last_stack = ""
-        #: Its messages are being handled right now.
-        self.is_read = False
         #: Its stream was broken: what it had accepted is not known.
         self.is_garbled = False
+        self._is_reaped_by_others = False
         self.report_fd = report_fd
         #: The pipe's socket again, for the hub to wait for room in it.
         self.write_fd = write_fd
         self.exit_fd = self._open_exit_fd()
 
     def __repr__(self) -> str:
-        return f"<WorkerProcess pid={self.pid} {self.life.state.value}, {len(self.jobs)} jobs>"
+        return f"<WorkerProcess pid={self.pid} {self.life.state.value}>"
 
     @property
     def fds(self) -> tuple[int, ...]:
         """All descriptors that the parent has of it."""
         fds = (self.pipe.fileno(), self.write_fd, self.report_fd, self.exit_fd)
         return tuple(fd for fd in (*fds, self._process.sentinel) if fd is not None and fd >= 0)
-
-    def send(self, job: Job) -> None:
-        """Hand *job* over; it leaves with the next flush of the pipe."""
-        self.jobs[job.id] = job
-        self.sent += 1
-        self.pipe.write(encode(Kind.TASK, job.id, job.payload))
 
     def read_report(self) -> str:
         """Read what its watchdog and its stack dump have written; return the latter."""
@@ -255,9 +250,25 @@ class WorkerProcess:
             os.kill(self.pid, signal.SIGUSR1)
 
     def exitcode(self) -> int | None:
-        """Its exit code (negative: the signal that killed it), None while it runs."""
+        """Its exit code (negative: the signal that killed it), None while it runs.
+
+        :data:`EX_UNKNOWN` where somebody else has waited for it.
+        """
         code: int | None = self._process.exitcode
-        return code
+        return EX_UNKNOWN if code is None and self._is_reaped_by_others else code
+
+    def look_for_reaper(self) -> None:
+        """The system says that it has exited; find out whether we may ever hear how.
+
+        Code of the project's in the main process may reap whatever has ended, and
+        where SIGCHLD is ignored, the system does.
+        """
+        if self._process.exitcode is not None:
+            return
+        try:
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            self._is_reaped_by_others = True
 
     def kill(self) -> None:
         """Send SIGKILL; the process has not been reaped, so the pid is its own."""

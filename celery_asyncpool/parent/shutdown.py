@@ -121,6 +121,8 @@ class Shutdown:
             self._go_warm()
         try:
             while not self._finished.is_set():
+                if self._thread is not None and self._thread.has_crashed:
+                    self._take_over()
                 if is_cold_shutdown() and not self._is_cold:
                     self._go_cold()
                 if self._is_cold and self._signals.count >= AT_ONCE:
@@ -142,6 +144,14 @@ class Shutdown:
         if self._thread is None:
             self._leave_hub()
         self._call(self._supervisor.abort, self._finished.set)
+
+    def _take_over(self) -> None:
+        """The thread in which the supervisor lived has died: it lives here from now on."""
+        logger.error("the pool's hub thread has died; its shutdown goes on without it")
+        self._thread = None
+        self._leave_hub()
+        end = self._supervisor.abort if self._is_cold else self._supervisor.finish
+        end(self._finished.set)
 
     def _call(self, function: Any, *args: Any) -> None:
         """Call *function* where the supervisor lives."""

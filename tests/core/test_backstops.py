@@ -54,3 +54,16 @@ def test_time_that_is_set_while_others_are_due():
 
     assert seen == [1]
     assert list(backstops.due(30.0)) == [2]
+
+
+def test_jobs_that_end_long_before_their_time():
+    """A thousand jobs with a limit of an hour that have ended leave next to nothing."""
+    backstops = Backstops()
+    backstops.set(0, 1800.0)
+    for job_id in range(1, 1001):
+        backstops.set(job_id, 3600.0 + job_id)
+        backstops.clear(job_id)
+
+    assert len(backstops) == 1
+    assert len(backstops._heap) < 100
+    assert list(backstops.due(5000.0)) == [0]

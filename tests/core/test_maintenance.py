@@ -168,13 +168,21 @@ def test_backoff():
     backoff = Backoff(first=1.0, most=4.0)
     assert backoff.may_try(0.0)
 
-    assert [backoff.on_failure(10.0) for _ in range(4)] == [1.0, 2.0, 4.0, 4.0]
+    assert [backoff.on_failure(now) for now in (10.0, 11.0, 13.0, 17.0)] == [1.0, 2.0, 4.0, 4.0]
 
-    assert not backoff.may_try(13.9)
-    assert backoff.may_try(14.0)
+    assert not backoff.may_try(20.9)
+    assert backoff.may_try(21.0)
     backoff.on_success()
     assert backoff.may_try(10.0)
     assert backoff.on_failure(20.0) == 1.0
+
+
+def test_backoff_of_several_at_once():
+    """What fails before the next try is of the same try: it makes nobody wait longer."""
+    backoff = Backoff(first=1.0, most=30.0)
+
+    assert [backoff.on_failure(now) for now in (10.0, 10.0, 10.5)] == [1.0, 1.0, 0.5]
+    assert backoff.on_failure(11.0) == 2.0
 
 
 def test_plan_at_the_end():
@@ -185,43 +193,39 @@ def test_plan_at_the_end():
 
 
 def test_budget_lasts_for_its_limit():
-    """As many failures as the limit are allowed; one more is too many."""
-    budget = RestartBudget(limit=3, period=60.0)
+    """As many failures in a row as the limit are allowed; one more is too many."""
+    budget = RestartBudget(limit=3)
 
-    answers = [budget.on_failure(now) for now in (0.0, 1.0, 2.0, 3.0)]
+    answers = [budget.on_failure(wanted=1) for _ in range(4)]
 
     assert answers == [True, True, True, False]
     assert budget.failures == 4
 
 
-def test_budget_forgets_old_failures():
-    """Failures count for their period only."""
-    budget = RestartBudget(limit=2, period=60.0)
+def test_budget_counts_rounds():
+    """Eight processes that fail once each have failed once."""
+    budget = RestartBudget(limit=2)
 
-    answers = [budget.on_failure(now) for now in (0.0, 1.0, 60.0, 60.5)]
+    answers = [budget.on_failure(wanted=8) for _ in range(17)]
 
-    assert answers == [True, True, True, False]
-    assert budget.failures == 3
+    assert answers == [True] * 16 + [False]
 
 
-@pytest.mark.parametrize("distance", [20.0, 21.0, 1000.0])
-def test_budget_with_rare_failures(distance):
-    """Failures that come seldom never use the budget up."""
-    budget = RestartBudget(limit=3, period=60.0)
+def test_budget_after_a_success():
+    """In a row means in a row."""
+    budget = RestartBudget(limit=3)
 
-    answers = [budget.on_failure(number * distance) for number in range(50)]
+    for _ in range(100):
+        assert budget.on_failure(wanted=1)
+        assert budget.on_failure(wanted=1)
+        budget.on_success()
 
-    assert all(answers)
+    assert budget.failures == 0
 
 
 def test_budget_of_nothing():
     """With a limit of 0 the first failure is too many."""
-    assert RestartBudget(limit=0, period=60.0).on_failure(5.0) is False
-
-
-def test_budget_that_nobody_has_used():
-    """Where nothing has failed the count is 0."""
-    assert RestartBudget(limit=3, period=60.0).failures == 0
+    assert RestartBudget(limit=0).on_failure(wanted=1) is False
 
 
 @pytest.mark.parametrize(

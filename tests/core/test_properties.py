@@ -2,7 +2,7 @@
 
 A parent and a few worker processes exchange real frames through real pipes, of
 which only the kernel is fake: it takes and gives a few bytes at a time. The
-parent uses the rooms as ``parent/supervisor.py`` does, the processes answer as
+parent asks the ``JobTable`` what follows from each message, the processes answer as
 ``child/runner.py`` does, and hypothesis decides who moves next, and who dies.
 """
 
@@ -27,12 +27,24 @@ from hypothesis.stateful import (
 from celery_asyncpool.core import job as jobs
 from celery_asyncpool.core import lifecycle
 from celery_asyncpool.core.caps import Caps
-from celery_asyncpool.core.dispatch import Dispatcher
 from celery_asyncpool.core.job import Job
+from celery_asyncpool.core.jobs import (
+    Ask,
+    Cancel,
+    Effect,
+    Held,
+    JobTable,
+    Loss,
+    Report,
+    Send,
+    SlotFree,
+    Tell,
+    Waiting,
+)
 from celery_asyncpool.core.lifecycle import Exit, Lifecycle
 from celery_asyncpool.core.maintenance import plan
 from celery_asyncpool.core.protocol import Kind, Message, dumps, encode, encode_time, loads
-from celery_asyncpool.core.timelimits import Verdict
+from celery_asyncpool.core.timelimits import Limits, Verdict
 from celery_asyncpool.pipe import Pipe
 
 START_TIMEOUT = 4.0
@@ -110,6 +122,8 @@ class World:
         #: The processes in which each job's body was started, and has ended.
         self.started: dict[int, list[int]] = {}
         self.completed: set[int] = set()
+        #: What each job was to be given.
+        self.payloads: dict[int, bytes] = {}
         #: How each job that the pool has ended was ended, by its process or before it.
         self.verdicts: dict[int, Verdict] = {}
 
@@ -135,11 +149,8 @@ class FakeProcess:
         self.socket = StingySocket(there, here)
         self.pipe = Pipe(self.socket)
         self.life = Lifecycle(pid, now=now, start_timeout=START_TIMEOUT)
-        self.jobs: dict[int, Job] = {}
         self.is_watched = True
         self.is_closed_for_jobs = False
-        self.stuck: set[int] = set()
-        self.overdue: set[int] = set()
         self.is_doomed = False
         #: When it is killed, once it is doomed.
         self.doomed_at = math.inf
@@ -156,10 +167,6 @@ class FakeProcess:
 
     def __repr__(self) -> str:
         return f"<FakeProcess {self.life!r} {self.pipe!r} exitcode={self.exitcode}>"
-
-    def send(self, job: Job) -> None:
-        self.jobs[job.id] = job
-        self.pipe.write(encode(Kind.TASK, job.id, job.payload))
 
     # What the child does.
 
@@ -252,7 +259,7 @@ class FakeProcess:
 
 
 class Parent:
-    """The rooms, used as ``parent/supervisor.py`` uses them."""
+    """Wires, fleet and reporter of a ``JobTable``."""
 
     def __init__(
         self,
@@ -267,75 +274,136 @@ class Parent:
         self.target = target
         self.room = room
         self.now = 0.0
-        self.dispatcher = Dispatcher(slots, limit, caps)
+        self.table = JobTable(slots, limit, caps, max_crashes=10**6, cancel_grace=1.0)
+        self.dispatcher = self.table.dispatcher
         self.processes: dict[int, FakeProcess] = {}
-        #: Jobs whose slot is not free.
-        self.unfinished: dict[int, Job] = {}
-        #: How each job ended, as often as it was said to.
+        self.submitted: list[Job] = []
+        #: How each job ended, as often as it was told, or as it was discarded.
         self.ends: dict[int, list[str]] = {}
         self.accepted: list[int] = []
         #: The order in which jobs must leave the queue, those of each cap and the
-        #: others, kept without the Dispatcher.
+        #: others, kept without the table.
         self.order: dict[str | None, list[int]] = {None: [], "capped": [], "pattern*": []}
-        #: Slots that jobs have taken and not given back, as Celery counts them.
-        self.slots_taken = 0
+        #: Slots that Celery thinks are free, and the messages that wait for one.
+        self.free_slots = limit
+        self.messages: deque[tuple[str, int]] = deque()
+        self.told_waiting = 0
+        #: Jobs of which Celery will say that they must not run.
+        self.revoked: set[int] = set()
+        self.asked: deque[Job] = deque()
+        #: What Celery is still to be told.
+        self.news: deque[Effect] = deque()
+        self.is_telling = False
         self.exits: list[Exit] = []
         self.finishing = False
 
+    @property
+    def unfinished(self) -> dict[int, Job]:
+        """Jobs whose slot is not free."""
+        return {job.id: job for job in self.table.jobs()}
+
+    def held(self, process: FakeProcess) -> Held:
+        return self.table.held(process.pid)
+
+    def receive(self, name: str, size: int) -> None:
+        """A message has come; it waits for a slot, as in Celery's consumer."""
+        self.messages.append((name, size))
+        self.submit_next()
+
+    def submit_next(self) -> None:
+        if self.messages and self.free_slots:
+            name, size = self.messages.popleft()
+            self.submit(Job(len(self.submitted) + 1, bytes(range(size)), name=name))
+
     def submit(self, job: Job) -> None:
-        self.unfinished[job.id] = job
+        self.submitted.append(job)
+        self.world.payloads[job.id] = job.payload
         self.order[cap_of(job)].append(job.id)
-        self.dispatcher.enqueue(job)
-        self.slots_taken += not job.waits
+        self.free_slots -= 1
+        self.apply(self.table.submit(job))
+
+    def apply(self, effects: list[Effect]) -> None:
+        """Send frames now; what Celery is told waits for its turn, as in the reporter."""
+        for effect in effects:
+            if isinstance(effect, Send):
+                process = self.processes[effect.job.pid]
+                process.pipe.write(encode(Kind.TASK, effect.job.id, effect.job.payload))
+            elif isinstance(effect, Cancel):
+                self.processes[effect.job.pid].pipe.write(encode(Kind.CANCEL, effect.job.id))
+            else:
+                self.news.append(effect)
+        if self.is_telling:
+            return
+        self.is_telling = True
+        while self.news:
+            self.tell(self.news.popleft())
+        self.is_telling = False
+        for job in self.submitted:
+            if job.state is jobs.State.DISCARDED:
+                self.ends.setdefault(job.id, [job.state.value])
+
+    def tell(self, news: Effect) -> None:
+        if isinstance(news, Tell):
+            self.on_told(news)
+        elif isinstance(news, SlotFree):
+            self.free_slots += 1
+            self.submit_next()
+        elif isinstance(news, Waiting):
+            self.told_waiting = news.jobs
+        else:
+            assert isinstance(news, Ask)
+            self.asked.append(news.job)
+
+    def on_told(self, told: Tell) -> None:
+        job = told.job
+        if told.report is Report.ACCEPTED:
+            self.accepted.append(job.id)
+            return
+        if told.report is Report.HARD_LIMIT:
+            return
+        if told.report is Report.RESULT:
+            payload = self.world.payloads[job.id]
+            assert told.detail in (b"=" + payload[::-1], TERMINATED, TIMED_OUT)
+        self.ends.setdefault(job.id, []).append(job.state.value)
 
     def drop_queued(self) -> None:
         for line in self.order.values():
             line.clear()
-        for job in self.dispatcher.drop_queued():
-            self.discard(job)
-
-    def discard(self, job: Job) -> None:
-        assert job.discard()
-        self.report(job)
-        self.end(job)
+        self.messages.clear()
+        self.apply(self.table.drop_queued())
 
     def terminate(self, job: Job, takes: int) -> None:
-        if job.has_ended or job.terminating is not None:
-            return
-        job.terminating = 15
-        if job.is_queued:
-            assert job.set_terminated()
-            self.report(job)
-            self.end(job)
-        else:
-            process = self.processes[job.pid]
+        process = self.processes.get(job.pid)
+        if process is not None:
             process.socket.takes = takes
-            process.pipe.write(encode(Kind.CANCEL, job.id))
+        self.apply(self.table.terminate(job, 15, self.now))
+        if process is not None:
             process.pipe.flush()
-
-    def report(self, job: Job) -> None:
-        self.ends.setdefault(job.id, []).append(job.state.value)
-
-    def end(self, job: Job) -> None:
-        del self.unfinished[job.id]
-        successor = self.dispatcher.leave(job)
-        self.slots_taken -= not job.waits and successor is None
 
     def dispatch(self, revoked: set[int]) -> None:
-        touched = {}
-        for job in self.dispatcher.assign():
-            self.check_is_next(job)
-            process = self.processes[job.pid]
-            assert process.life.takes_jobs
+        """One turn of the hub; what Celery is asked about is answered later."""
+        self.table.turn += 1
+        self.revoked |= revoked
+        effects = self.table.assign()
+        for effect in effects:
+            assert isinstance(effect, Send | Ask)
+            self.check_is_next(effect.job)
+            process = self.processes[effect.job.pid]
+            assert process.life.state is lifecycle.State.UP
             assert not process.is_closed_for_jobs
-            if job.id in revoked:
-                self.dispatcher.release(job)
-                self.discard(job)
-                continue
-            process.send(job)
-            touched[process.pid] = process
-        for process in touched.values():
+        self.apply(effects)
+        self.flush()
+
+    def flush(self) -> None:
+        for process in self.processes.values():
             process.pipe.flush()
+
+    def answer(self) -> None:
+        """Celery says whether the first job of which it was asked must not run."""
+        if self.asked:
+            job = self.asked.popleft()
+            self.apply(self.table.answer(job, job.id in self.revoked))
+            self.flush()
 
     def check_is_next(self, job: Job) -> None:
         line = self.order[cap_of(job)]
@@ -355,56 +423,41 @@ class Parent:
             process.life.on_eof(now=self.now, timeout=STOP_TIMEOUT)
 
     def handle(self, process: FakeProcess, message: Message) -> None:
+        pid, job_id = process.pid, message.job_id
         if message.kind is Kind.WORKER_UP:
             if process.life.on_up():
-                self.dispatcher.add_process(process.pid)
+                self.table.process_up(pid)
         elif message.kind is Kind.ACK:
-            job = process.jobs.get(message.job_id)
-            if job is not None and job.accept():
-                self.accepted.append(job.id)
+            self.apply(self.table.accept(pid, job_id, 1.5))
         elif message.kind in (Kind.STARTED, Kind.CANCELLED):
-            assert process.jobs[message.job_id].state is jobs.State.ACCEPTED
+            assert self.held(process).jobs[job_id].state is jobs.State.ACCEPTED
         elif message.kind is Kind.STUCK:
             self.on_stuck(process, message)
         else:
             assert message.kind is Kind.READY
-            self.on_ready(process, message)
-
-    def on_ready(self, process: FakeProcess, message: Message) -> None:
-        job = process.jobs.pop(message.job_id, None)
-        assert job is not None
-        self.dispatcher.release(job)
-        process.stuck.discard(job.id)
-        if message.payload:
-            assert message.payload in (b"=" + job.payload[::-1], TERMINATED, TIMED_OUT)
-            assert job.finish()
-            self.report(job)
-        assert job.has_ended
-        self.end(job)
-        self.kill_if_only_stuck(process)
+            assert job_id in self.held(process).jobs
+            self.apply(self.table.ready(pid, job_id, message.payload))
+            self.kill_if_only_stuck(process)
 
     def on_stuck(self, process: FakeProcess, message: Message) -> None:
-        job = process.jobs[message.job_id]
-        verdict, _, _ = loads(message.payload)
-        process.stuck.add(job.id)
+        verdict, stack, outcome = loads(message.payload)
+        effects = self.table.stuck(process.pid, message.job_id, verdict, stack, outcome)
+        assert any(isinstance(effect, Tell) for effect in effects)
         if process.life.state is lifecycle.State.UP:
             self.drain(process, self.now + DRAIN_TIMEOUT)
         self.replenish()
-        if verdict == Verdict.TERMINATED.value:
-            assert job.set_terminated()
-        else:
-            assert job.time_out()
-        self.report(job)
+        self.apply(effects)
         self.kill_if_only_stuck(process)
 
     def kill_if_only_stuck(self, process: FakeProcess) -> None:
-        if process.stuck and process.stuck.issuperset(process.jobs) and not process.is_doomed:
+        if self.held(process).has_only_stuck and not process.is_doomed:
             self.doom(process)
             self.kill(process)
 
     def enforce(self, process: FakeProcess, job: Job) -> None:
         """It is silent although the time of *job* is over."""
-        process.overdue.add(job.id)
+        self.table.wait_on(job, self.now)
+        job.limits = Limits(hard=1.0)
         self.doom(process)
         process.doomed_at = self.now + STACK_TIME
         self.maintain()
@@ -433,31 +486,13 @@ class Parent:
             for message in process.pipe.read_to_end():
                 self.handle(process, message)
         del self.processes[process.pid]
-        self.dispatcher.remove_process(process.pid)
         self.exits.append(process.life.on_exit(process.exitcode))
         process.pipe.close()
-        given_back, others = [], []
-        for job in process.jobs.values():
-            is_sent = job.state is jobs.State.SENT and job.terminating is None
-            (given_back if is_sent else others).append(job)
-        process.jobs.clear()
-        for job in given_back:
-            assert job.give_back()
-        for job in reversed(given_back):
-            self.order[cap_of(job)].insert(0, job.id)
-        self.dispatcher.requeue(given_back)
+        for job in reversed(self.held(process).jobs.values()):
+            if job.state is jobs.State.SENT and job.terminating is None:
+                self.order[cap_of(job)].insert(0, job.id)
+        self.apply(self.table.process_gone(process.pid, Loss("gone", is_suspect=True)))
         self.maintain()
-        for job in others:
-            if self.lose(job, process):
-                self.report(job)
-            self.end(job)
-
-    def lose(self, job: Job, process: FakeProcess) -> bool:
-        if job.terminating is not None:
-            return job.set_terminated()
-        if job.id in process.overdue:
-            return job.time_out()
-        return job.lose()
 
     def maintain(self) -> None:
         for process in list(self.processes.values()):
@@ -499,17 +534,15 @@ class PoolMachine(RuleBasedStateMachine):
     @initialize(
         count=st.integers(1, 3),
         slots=st.integers(1, 4),
-        limit=st.none() | st.integers(1, 8),
+        limit=st.integers(1, 8),
         room=st.integers(5, 300),
         caps=st.tuples(st.integers(1, 3), st.integers(1, 4)),
     )
-    def start(
-        self, count: int, slots: int, limit: int | None, room: int, caps: tuple[int, int]
-    ) -> None:
+    def start(self, count: int, slots: int, limit: int, room: int, caps: tuple[int, int]) -> None:
         self.world = World()
         self.caps = Caps(zip(("capped", "pattern*"), caps, strict=True))
         self.parent = Parent(self.world, count, slots, limit, room, self.caps)
-        self.submitted: list[Job] = []
+        self.submitted = self.parent.submitted
         self.parent.maintain()
 
     # Helpers.
@@ -525,9 +558,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(sizes=payloads)
     def jobs_arrive(self, sizes: list[tuple[str, int]]) -> None:
         for name, size in sizes:
-            job = Job(len(self.submitted) + 1, bytes(range(size)), name=name)
-            self.submitted.append(job)
-            self.parent.submit(job)
+            self.parent.receive(name, size)
 
     @rule(takes=room_in_pipe, revoked=st.sets(which, max_size=2))
     def jobs_are_dispatched(self, takes: int, revoked: set[int]) -> None:
@@ -536,11 +567,11 @@ class PoolMachine(RuleBasedStateMachine):
         waiting = sorted(itertools.chain(*self.parent.order.values()))
         self.parent.dispatch({waiting[index] for index in revoked if index < len(waiting)})
 
-    @rule(number=which, happens=seldom)
-    def waiting_job_is_revoked(self, number: int, happens: bool) -> None:
-        waiting = [job for job in self.submitted if job.is_queued]
-        if waiting and happens:
-            self.parent.discard(waiting[number % len(waiting)])
+    @rule(times=st.integers(1, 3))
+    def celery_answers(self, times: int) -> None:
+        """Whether jobs that have waited may run."""
+        for _ in range(times):
+            self.parent.answer()
 
     @rule(number=st.integers(0, 30), takes=room_in_pipe)
     def job_is_terminated(self, number: int, takes: int) -> None:
@@ -622,6 +653,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.jobs_arrive(sizes)
         for _ in range(turns):
             self.parent.dispatch(set())
+            self.parent.answer()
             for process in list(self.parent.processes.values()):
                 process.socket.takes = process.child_socket.takes = takes
                 process.socket.gives = process.child_socket.gives = takes
@@ -635,6 +667,7 @@ class PoolMachine(RuleBasedStateMachine):
     ) -> None:
         """Makes it likely that jobs run when something happens to their process."""
         for _ in range(turns):
+            self.parent.answer()
             for process in list(self.parent.processes.values()):
                 process.socket.takes = process.child_socket.takes = takes
                 process.socket.gives = process.child_socket.gives = takes
@@ -696,7 +729,8 @@ class PoolMachine(RuleBasedStateMachine):
         process = self.pick(number)
         if process is None or process.is_doomed or not happens:
             return
-        accepted = [j for j in process.jobs.values() if j.state is jobs.State.ACCEPTED]
+        held = self.parent.held(process)
+        accepted = [j for j in held.jobs.values() if j.state is jobs.State.ACCEPTED]
         if accepted:
             self.parent.enforce(process, accepted[index % len(accepted)])
 
@@ -737,6 +771,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.no_process_has_more_jobs_than_slots()
         self.no_cap_is_exceeded()
         self.who_waits_for_a_cap_has_no_slot()
+        self.celery_knows_the_free_slots()
         self.no_body_starts_twice()
         self.no_job_ends_twice()
         self.a_job_is_in_one_place()
@@ -745,12 +780,11 @@ class PoolMachine(RuleBasedStateMachine):
     def no_process_has_more_jobs_than_slots(self) -> None:
         dispatcher = self.parent.dispatcher
         for process in self.parent.processes.values():
-            assert dispatcher.load(process.pid) == len(process.jobs) <= dispatcher.slots
+            held = self.parent.held(process)
+            assert dispatcher.load(process.pid) == len(held.jobs) <= dispatcher.slots
             assert len(process.bodies) + len(process.accepting) <= dispatcher.slots
-        assert dispatcher.in_flight() <= (dispatcher.limit or math.inf)
-        assert dispatcher.in_flight() == sum(
-            len(process.jobs) for process in self.parent.processes.values()
-        )
+        in_processes = sum(len(self.parent.held(p).jobs) for p in self.parent.processes.values())
+        assert dispatcher.in_flight() == in_processes <= dispatcher.limit
 
     def no_cap_is_exceeded(self) -> None:
         """Not by jobs in processes, nor by bodies; and who waits, waits for one that is full."""
@@ -762,13 +796,22 @@ class PoolMachine(RuleBasedStateMachine):
             assert len(cap.running) == cap.limit if cap.waiting else True
             assert len(cap.running) <= cap.limit
             processes = self.parent.processes.values()
-            assert sum(job.id in p.jobs for p in processes for job in mine) <= cap.limit
+            held = [self.parent.held(process) for process in processes]
+            assert sum(job.id in one.jobs for one in held for job in mine) <= cap.limit
 
     def who_waits_for_a_cap_has_no_slot(self) -> None:
         waiting = [job for job in self.parent.unfinished.values() if job.waits]
         assert all(job.is_queued for job in waiting)
         assert self.caps.waiting == len(waiting)
-        assert self.parent.slots_taken == len(self.parent.unfinished) - len(waiting)
+        assert self.parent.told_waiting == len(waiting)
+        table = self.parent.table
+        assert table.slots_taken == len(self.parent.unfinished) - len(waiting)
+
+    def celery_knows_the_free_slots(self) -> None:
+        """Each slot is taken once and given back once; no message waits while one is free."""
+        parent = self.parent
+        assert parent.free_slots + parent.table.slots_taken == parent.table.limit
+        assert not (parent.free_slots and parent.messages)
 
     def no_body_starts_twice(self) -> None:
         """A body starts only once its ACK has left; its job never starts again."""
@@ -780,12 +823,13 @@ class PoolMachine(RuleBasedStateMachine):
             assert len(ends) == 1
             job = self.parent.unfinished.get(job_id)
             if job is not None:  # its slot is taken by a body that refuses to end
-                assert job_id in self.parent.processes[job.pid].stuck
+                assert job_id in self.parent.table.held(job.pid).stuck
 
     def a_job_is_in_one_place(self) -> None:
         """Each job waits, or is in one process, or has ended."""
         for job in self.submitted:
-            where = [p.pid for p in self.parent.processes.values() if job.id in p.jobs]
+            processes = self.parent.processes.values()
+            where = [p.pid for p in processes if job.id in self.parent.held(p).jobs]
             if job.has_ended:
                 is_stuck = job.id in self.parent.unfinished
                 assert where == ([job.pid] if is_stuck else [])
@@ -822,7 +866,7 @@ class PoolMachine(RuleBasedStateMachine):
                 break
             self.make_progress()
             for process in list(parent.processes.values()):
-                if not parent.unfinished and process.life.takes_jobs:
+                if not parent.unfinished and process.life.state is lifecycle.State.UP:
                     parent.drain(process)
 
         assert parent.processes == {}
@@ -830,7 +874,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert sorted(parent.ends) == [job.id for job in self.submitted]
         assert all(job.has_ended for job in self.submitted)
         assert parent.dispatcher.in_flight() == 0
-        assert parent.slots_taken == 0
+        assert parent.table.slots_taken == 0
         assert not any(cap.running or cap.waiting for cap in self.caps)
         self.every_promise_holds()
 
@@ -848,6 +892,8 @@ class PoolMachine(RuleBasedStateMachine):
                         process.end_body(job_id)
             self.parent.read(process)
         self.parent.dispatch(set())
+        while self.parent.asked:
+            self.parent.answer()
         self.every_promise_holds()
 
 
@@ -869,10 +915,9 @@ def test_pool_without_faults(room):
     """With a kernel that takes a few bytes at a time all jobs run, in order, and end READY."""
     world = World()
     parent = Parent(world, target=2, slots=3, limit=5, room=room)
-    submitted = [Job(number, bytes(number), name="free") for number in range(1, 21)]
     parent.maintain()
-    for job in submitted:
-        parent.submit(job)
+    for number in range(1, 21):
+        parent.receive("free", number)
 
     while parent.unfinished:
         for process in parent.processes.values():
@@ -883,7 +928,9 @@ def test_pool_without_faults(room):
                 process.end_body(job_id)
             parent.read(process)
         parent.dispatch(set())
+        while parent.asked:
+            parent.answer()
 
-    assert {job.state for job in submitted} == {jobs.State.READY}
-    assert sorted(world.started) == [job.id for job in submitted]
+    assert {job.state for job in parent.submitted} == {jobs.State.READY}
+    assert sorted(world.started) == list(range(1, 21))
     assert parent.dispatcher.in_flight() == 0

@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-from django import VERSION
 from program import Program
 from worker import HERE, PATIENCE, wait_for
 
@@ -33,8 +32,6 @@ def django(worker, *args):
 def start_django(redis_transport, start_worker, tmp_path):
     """Start a worker of the project on a database of the test's own."""
     require_module("django_celery_beat")
-    if VERSION < (5, 1):
-        pytest.skip("SQLite fails beat's transactions beside others before transaction_mode")
     path = tmp_path / "db.sqlite3"
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
@@ -42,7 +39,7 @@ def start_django(redis_transport, start_worker, tmp_path):
     database = {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": str(path),
-        "OPTIONS": {"timeout": 60, "transaction_mode": "IMMEDIATE"},
+        "OPTIONS": {"timeout": 60},
     }
     env = {
         "DJANGO_SETTINGS_MODULE": "apps.django_project.settings",

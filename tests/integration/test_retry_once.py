@@ -240,17 +240,6 @@ def test_retry_past_an_override(worker, flavour, how):
     assert result.get(PATIENCE) == "again"
 
 
-@pytest.mark.parametrize(
-    ("error", "states"),
-    [("key", ["RETRY", "SUCCESS"]), ("value", ["FAILURE"]), ("ignore", ["IGNORED"])],
-)
-def test_autoretry_under_an_async_call(worker, error, states):
-    """`autoretry_for` knows what a body raises that an `async def __call__` awaits."""
-    result = worker.client.send("awaited_autoretry", error)
-
-    assert states_of(worker, result, len(states)) == states
-
-
 def test_chord_of_tasks_that_retry(worker, flavour):
     """A chord waits for the last attempts of its members."""
     header = [worker.client.s(f"{flavour}_uses_result", n) for n in range(5)]

@@ -89,13 +89,23 @@ def test_unknown_child_is_left_to_its_owner_for_a_while(reaped):
     """Somebody may yet ask for the exit code of a subprocess that is not the pool's."""
     children = Children(7)
     children.dead = {7}
-    adopted = Adopted(children, children.dead.__contains__)
+    adopted = Adopted(children, children.dead.__contains__, lambda pid: False)
 
     early = [adopted.reap(now, own=[]) for now in (100.0, 100.0 + PATIENCE - 0.1)]
     late = adopted.reap(100.0 + PATIENCE, own=[])
 
     assert early == [[], []]
     assert late == [7]
+
+
+def test_programs_own_subprocess():
+    """A program that waits late for its subprocess gets its exit code."""
+    child = subprocess.Popen(["false"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    adopted = Adopted(children=lambda: [child.pid])
+
+    assert [adopted.reap(now, own=[]) for now in (0.0, PATIENCE, 10 * PATIENCE)] == [[], [], []]
+    assert child.wait() == 1
 
 
 def test_living_children_are_left_alone(reaped):

@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from celery_asyncpool.core.job import Callbacks, Job
-from celery_asyncpool.core.lifecycle import Lifecycle
+from celery_asyncpool.core.lifecycle import EX_BOOT, Lifecycle
 from celery_asyncpool.core.protocol import Kind, dumps, encode, encode_time
 from celery_asyncpool.core.timelimits import Limits
 from celery_asyncpool.parent.process import WorkerProcess
@@ -73,10 +73,20 @@ def supervisor(spawner):
     supervisor.freed = freed
     supervisor.maintain()
     spawner.children[0][1].send(encode(Kind.WORKER_UP))
-    supervisor._on_readable(supervisor.processes[0])
+    supervisor.on_readable(supervisor.processes[0])
     yield supervisor
     for process in supervisor.processes:
         process.close()
+
+
+def set_clock(monkeypatch, supervisor, now):
+    """Whoever looks at the clock sees the time in the list *now*."""
+    for reader in (supervisor, supervisor.fleet):
+        monkeypatch.setattr(reader, "_clock", lambda: now[0])
+
+
+def jobs_of(supervisor, process):
+    return list(supervisor.jobs.held(process.pid).jobs)
 
 
 def submit(supervisor, told, *job_ids):
@@ -86,7 +96,7 @@ def submit(supervisor, told, *job_ids):
             error=lambda info, job_id=job_id: told.append((job_id, info.type.__name__)),
         )
         supervisor.submit(Job(job_id, dumps(None), limits=Limits(hard=1), callbacks=callbacks))
-    supervisor._on_tick()
+    supervisor.on_tick()
 
 
 def test_messages_after_stuck_in_the_last_read_of_a_dead_process(supervisor, spawner):
@@ -104,11 +114,11 @@ def test_messages_after_stuck_in_the_last_read_of_a_dead_process(supervisor, spa
     theirs.close()
     fake.exitcode = -9
 
-    supervisor._on_exit(process)
+    supervisor.on_exit(process)
 
     assert told == [(1, "TimeLimitExceeded"), (2, "success")]
     assert len(supervisor.freed) == 2
-    assert supervisor.unfinished == 0
+    assert len(supervisor.jobs) == 0
 
 
 def test_job_of_a_garbled_stream_does_not_run_again(supervisor, spawner):
@@ -121,10 +131,10 @@ def test_job_of_a_garbled_stream_does_not_run_again(supervisor, spawner):
     theirs.close()
     fake.exitcode = -9
 
-    supervisor._on_exit(process)
+    supervisor.on_exit(process)
 
     assert told == [(1, "WorkerLostError")]
-    assert supervisor.unfinished == 0
+    assert len(supervisor.jobs) == 0
 
 
 def test_unaccepted_job_of_a_dead_process_waits_for_the_next(supervisor, spawner):
@@ -134,23 +144,23 @@ def test_unaccepted_job_of_a_dead_process_waits_for_the_next(supervisor, spawner
     fake, _ = spawner.children[0]
     fake.exitcode = -9
 
-    supervisor._on_exit(supervisor.processes[0])
+    supervisor.on_exit(supervisor.processes[0])
     replacement = supervisor.processes[0]
     spawner.children[1][1].send(encode(Kind.WORKER_UP))
-    supervisor._on_readable(replacement)
-    supervisor._on_tick()
+    supervisor.on_readable(replacement)
+    supervisor.on_tick()
 
     assert told == []
-    assert list(replacement.jobs) == [1]
+    assert jobs_of(supervisor, replacement) == [1]
 
 
 def crash(supervisor, spawner, exitcode=-9):
     """The newest process dies, and another one comes up."""
     fake, _ = spawner.children[-1]
     fake.exitcode = exitcode
-    supervisor._on_exit(supervisor.processes[0])
+    supervisor.on_exit(supervisor.processes[0])
     spawner.children[-1][1].send(encode(Kind.WORKER_UP))
-    supervisor._on_readable(supervisor.processes[0])
+    supervisor.on_readable(supervisor.processes[0])
 
 
 def test_task_that_crashes_too_often(supervisor, spawner):
@@ -163,16 +173,16 @@ def test_task_that_crashes_too_often(supervisor, spawner):
         )
         job = Job(job_id, dumps(None), uuid="the same", callbacks=callbacks)
         supervisor.submit(job)
-        supervisor._on_tick()
+        supervisor.on_tick()
         spawner.children[-1][1].send(encode_time(Kind.ACK, job_id, 0.0))
-        supervisor._on_readable(supervisor.processes[0])
+        supervisor.on_readable(supervisor.processes[0])
         assert job.quarantined == (job_id == 3)
         crash(supervisor, spawner)
 
     assert told[:2] == ["lost", "lost"]
     assert "crash number 3 (asyncpool_max_crashes)" in told[2]
     assert len(supervisor.freed) == 3
-    assert len(supervisor.crashes) == 0
+    assert len(supervisor.jobs.crashes) == 0
 
 
 def test_task_that_ends_between_crashes(supervisor, spawner):
@@ -180,18 +190,18 @@ def test_task_that_ends_between_crashes(supervisor, spawner):
     told = []
     submit(supervisor, told, 1)
     spawner.children[-1][1].send(encode_time(Kind.ACK, 1, 0.0))
-    supervisor._on_readable(supervisor.processes[0])
+    supervisor.on_readable(supervisor.processes[0])
     crash(supervisor, spawner)
-    assert len(supervisor.crashes) == 1
+    assert len(supervisor.jobs.crashes) == 1
 
     submit(supervisor, told, 2)
     spawner.children[-1][1].send(
         encode_time(Kind.ACK, 2, 0.0) + encode(Kind.READY, 2, dumps((True, (False, "v", 0.1))))
     )
-    supervisor._on_readable(supervisor.processes[0])
+    supervisor.on_readable(supervisor.processes[0])
 
     assert told == [(1, "WorkerLostError"), (2, "success")]
-    assert len(supervisor.crashes) == 0
+    assert len(supervisor.jobs.crashes) == 0
 
 
 def test_fork_that_fails_is_tried_again_later(supervisor, spawner, monkeypatch):
@@ -203,13 +213,13 @@ def test_fork_that_fails_is_tried_again_later(supervisor, spawner, monkeypatch):
         tries.append(now[0])
         raise OSError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(supervisor, "_clock", lambda: now[0])
+    set_clock(monkeypatch, supervisor, now)
     told = []
     submit(supervisor, told, 1)
     with monkeypatch.context() as patch:
         patch.setattr(spawner, "spawn", no_process)
         spawner.children[0][0].exitcode = -9
-        supervisor._on_exit(supervisor.processes[0])
+        supervisor.on_exit(supervisor.processes[0])
         for now[0] in (1000.5, 1001.0, 1001.5, 1002.9, 1003.0):
             supervisor.maintain()
 
@@ -218,9 +228,9 @@ def test_fork_that_fails_is_tried_again_later(supervisor, spawner, monkeypatch):
     supervisor.maintain()
     spawner.children[-1][1].send(encode(Kind.WORKER_UP))
     [process] = supervisor.processes
-    supervisor._on_readable(process)
-    supervisor._on_tick()
-    assert list(process.jobs) == [1]
+    supervisor.on_readable(process)
+    supervisor.on_tick()
+    assert jobs_of(supervisor, process) == [1]
     assert told == []
 
 
@@ -230,31 +240,31 @@ def test_process_that_does_not_read(supervisor, spawner):
     big = dumps(b"x" * 1_000_000)
     for job_id in (1, 2, 3):
         supervisor.submit(Job(job_id, big))
-        supervisor._on_tick()
+        supervisor.on_tick()
 
-    assert list(process.jobs) == [1]
-    assert supervisor.dispatcher.queued == 2
+    assert jobs_of(supervisor, process) == [1]
+    assert supervisor.jobs.dispatcher.queued == 2
     assert process.pipe.unsent < len(big)
 
     theirs = spawner.children[0][1]
     theirs.setblocking(False)
     while process.pipe.unsent:
         theirs.recv(1_000_000)
-        supervisor._flush(process)
-    supervisor._on_tick()
-    assert list(process.jobs) == [1, 2, 3]
+        supervisor.on_writable(process)
+    supervisor.on_tick()
+    assert jobs_of(supervisor, process) == [1, 2, 3]
 
 
 def test_late_messages_are_heard_before_anyone_is_judged(supervisor, spawner, monkeypatch):
     """When the hub could not run for a while, what waits in the pipes counts."""
     now = [1000.0]
-    monkeypatch.setattr(supervisor, "_clock", lambda: now[0])
+    set_clock(monkeypatch, supervisor, now)
     told = []
     submit(supervisor, told, 1)
     [process] = supervisor.processes
     theirs = spawner.children[0][1]
     theirs.send(encode_time(Kind.ACK, 1, now[0]) + encode_time(Kind.STARTED, 1, now[0]))
-    supervisor._on_readable(process)
+    supervisor.on_readable(process)
     theirs.send(encode(Kind.READY, 1, dumps((True, (False, "value", 0.5)))))
 
     now[0] += 60
@@ -279,14 +289,14 @@ def test_messages_keep_their_order_when_celery_calls_back(supervisor, spawner):
     callbacks = [on_first, lambda value: told.append("second"), lambda value: told.append("third")]
     for job_id, callback in enumerate(callbacks, start=1):
         supervisor.submit(Job(job_id, dumps(None), callbacks=Callbacks(success=callback)))
-    supervisor._on_tick()
+    supervisor.on_tick()
     theirs.send(
         b"".join(encode_time(Kind.ACK, job_id, 0.0) for job_id in (1, 2, 3))
         + encode(Kind.READY, 1, dumps((True, (False, "value", 0.1))))
         + encode(Kind.READY, 2, dumps((True, (False, "value", 0.1))))
     )
-    supervisor._on_readable(process)
-    supervisor._on_readable(process)
+    supervisor.on_readable(process)
+    supervisor.on_readable(process)
 
     assert told == ["first", "second", "third"]
 
@@ -296,14 +306,14 @@ def test_cold_shutdown_hears_what_was_accepted(supervisor, spawner):
     accepted = []
     callbacks = Callbacks(accept=lambda pid, when: accepted.append(pid))
     supervisor.submit(Job(1, dumps(None), callbacks=callbacks))
-    supervisor._on_tick()
+    supervisor.on_tick()
     [process] = supervisor.processes
     spawner.children[0][1].send(encode_time(Kind.ACK, 1, 0.0))
 
     supervisor.abort(lambda: None)
 
     assert accepted == [process.pid]
-    assert supervisor.unfinished == 0
+    assert len(supervisor.jobs) == 0
 
 
 class FakeHub:
@@ -345,7 +355,7 @@ def test_process_that_is_only_late(supervisor, spawner, monkeypatch):
     """A process that is not known to be blocked gets the grace time before it is killed."""
     now = [1000.0]
     killed = []
-    monkeypatch.setattr(supervisor, "_clock", lambda: now[0])
+    set_clock(monkeypatch, supervisor, now)
     told = []
     submit(supervisor, told, 1)
     [process] = supervisor.processes
@@ -354,7 +364,7 @@ def test_process_that_is_only_late(supervisor, spawner, monkeypatch):
     spawner.children[0][1].send(
         encode_time(Kind.ACK, 1, now[0]) + encode_time(Kind.STARTED, 1, now[0])
     )
-    supervisor._on_readable(process)
+    supervisor.on_readable(process)
 
     for now[0] in (1001.9, 1002.1, 1002.9):
         supervisor.maintain()
@@ -372,14 +382,14 @@ def test_job_whose_callback_tells_of_a_lost_broker(supervisor, spawner):
 
     callbacks = Callbacks(success=lost, propagate=(ConnectionError,))
     supervisor.submit(Job(1, dumps(None), callbacks=callbacks))
-    supervisor._on_tick()
+    supervisor.on_tick()
     _, theirs = spawner.children[0]
     theirs.send(encode_time(Kind.ACK, 1, 0.0) + encode(Kind.READY, 1, dumps((True, None))))
 
     with pytest.raises(ConnectionResetError):
-        supervisor._on_readable(supervisor.processes[0])
+        supervisor.on_readable(supervisor.processes[0])
 
-    assert supervisor.unfinished == 0
+    assert len(supervisor.jobs) == 0
     assert len(supervisor.freed) == 1
 
 
@@ -394,5 +404,153 @@ def test_refused_job(supervisor):
     supervisor.submit(Job(1, b"", callbacks=callbacks), TypeError("cannot be sent"))
 
     assert told == ["accepted", "TypeError"]
-    assert supervisor.unfinished == 0
+    assert len(supervisor.jobs) == 0
     assert len(supervisor.freed) == 1
+
+
+ENDED = dumps((True, (False, "value", 0.1)))
+
+
+def ready(*job_ids):
+    acks = b"".join(encode_time(Kind.ACK, job_id, 0.0) for job_id in job_ids)
+    return acks + b"".join(encode(Kind.READY, job_id, ENDED) for job_id in job_ids)
+
+
+def make(spawner, limit=10, processes=1, **options):
+    """Processes that have not come up."""
+    options = {"on_slot_free": lambda: None, "on_give_up": lambda: None, **options}
+    supervisor = Supervisor(
+        spawner, limit, processes, max_crashes=3, drain_timeout=9.0, cancel_grace=1.0, **options
+    )
+    supervisor.maintain()
+    return supervisor
+
+
+def bring_up(supervisor, spawner):
+    spawner.children[0][1].send(encode(Kind.WORKER_UP))
+    supervisor.on_readable(supervisor.processes[0])
+
+
+def test_error_while_a_slot_is_given_back(spawner):
+    """What Celery raises in semaphore.release() costs no other job its outcome, nor its slot."""
+    calls, told = [], []
+
+    def on_slot_free():
+        calls.append(1)
+        if len(calls) == 1:
+            raise ConnectionError("mark_as_revoked of the next request: no backend")
+
+    supervisor = make(spawner, on_slot_free=on_slot_free)
+    bring_up(supervisor, spawner)
+    submit(supervisor, told, 1, 2)
+    spawner.children[0][1].send(ready(1, 2))
+    supervisor.on_readable(supervisor.processes[0])
+
+    assert told == [(1, "success"), (2, "success")]
+    assert len(calls) == 2
+
+
+def test_celery_asks_for_maintenance_while_a_dead_process_is_read(supervisor, spawner):
+    """No message of a dead process is lost, whoever calls maintain() meanwhile."""
+    told = []
+    callbacks = [
+        lambda value: (supervisor.maintain(), told.append(1)),
+        lambda value: told.append(2),
+    ]
+    for job_id, callback in enumerate(callbacks, start=1):
+        supervisor.submit(Job(job_id, dumps(None), callbacks=Callbacks(success=callback)))
+    supervisor.on_tick()
+    fake, theirs = spawner.children[0]
+    theirs.send(ready(1, 2))
+    fake.exitcode = -9
+
+    supervisor.on_exit(supervisor.processes[0])
+
+    assert told == [1, 2]
+
+
+def test_one_bad_moment_of_eight_processes(spawner):
+    """A lifespan that fails once in each process is tried again."""
+    gave_up = []
+    supervisor = make(spawner, 8, 8, on_give_up=lambda: gave_up.append(True))
+    for fake, _ in list(spawner.children):
+        fake.exitcode = EX_BOOT
+
+    supervisor.maintain()
+
+    assert gave_up == []
+
+
+def test_process_that_fails_slowly_each_time(spawner):
+    """It is given up in the end, however long each start takes."""
+    now, gave_up = [1000.0], []
+    supervisor = make(spawner, clock=lambda: now[0], on_give_up=lambda: gave_up.append(now[0]))
+    for _ in range(100):
+        spawner.children[-1][0].exitcode = EX_BOOT
+        supervisor.maintain()
+        now[0] += 31.0
+        supervisor.maintain()
+
+    assert len(gave_up) == 1
+    assert len(spawner.children) == 6
+
+
+def test_warm_shutdown_when_no_process_can_start_any_more(spawner, caplog):
+    """It ends: what no process has accepted goes back to the broker."""
+    now, finished, gave_up = [1000.0], [], []
+    supervisor = make(spawner, clock=lambda: now[0], on_give_up=lambda: gave_up.append(True))
+    bring_up(supervisor, spawner)
+    submit(supervisor, [], 1)  # sent, never accepted
+    supervisor.finish(lambda: finished.append(True))
+    spawner.children[0][0].exitcode = -9
+    for _ in range(120):
+        supervisor.maintain()
+        if supervisor.processes:
+            spawner.children[-1][0].exitcode = EX_BOOT
+        now[0] += 1.0
+
+    assert (gave_up, finished) == ([True], [True])
+    assert "1 tasks that none has begun go back to the broker" in caplog.text
+
+
+def test_process_that_we_killed_is_not_out_of_memory(spawner, caplog):
+    """Nobody looks for memory where our own time limit has ended the start."""
+    now = [1000.0]
+    supervisor = make(spawner, clock=lambda: now[0])
+    [process] = supervisor.processes
+    now[0] += 60
+    process.kill = lambda: None
+    supervisor.maintain()
+    spawner.children[0][0].exitcode = -9
+    supervisor.on_exit(process)
+
+    assert "did not start within" in caplog.text
+    assert "out of memory" not in caplog.text
+
+
+def test_process_whose_exit_code_somebody_else_has_taken(supervisor, spawner, caplog):
+    """It is replaced all the same, and its jobs are lost: no loop spins over it."""
+    told = []
+    submit(supervisor, told, 1)
+    [process] = supervisor.processes
+    spawner.children[0][1].send(encode_time(Kind.ACK, 1, 0.0))
+
+    supervisor.on_exit(process)  # no child of ours: the system knows no exit code
+
+    assert told == [(1, "WorkerLostError")]
+    assert process not in supervisor.processes
+
+
+def test_kill_all_in_a_fork_of_the_main_process(supervisor, tmp_path):
+    """atexit in a fork of the worker's main process kills nobody's workers."""
+    killed = tmp_path / "killed"
+    supervisor.processes[0].kill = killed.touch
+    pid = os.fork()
+    if pid == 0:
+        try:
+            supervisor.kill_all()
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+
+    assert not killed.exists()

@@ -40,8 +40,11 @@ class Worker:
 
     def on_slot_free(self):
         """As the pool does."""
-        if self.supervisor.slots_taken < self.limit:
-            self.semaphore.release()
+        self.semaphore.release()
+
+    def reset_semaphore(self):
+        """As the pool does."""
+        self.semaphore.value = SLOTS - self.supervisor.slots_taken
 
     def shrink(self, n):
         """As the pool does."""
@@ -52,8 +55,8 @@ class Worker:
     def say(self, data):
         """Let the process say *data*."""
         self.child.send(data)
-        self.supervisor.catch_up()
-        self.supervisor._on_tick()
+        self.supervisor.maintain()
+        self.supervisor.on_tick()
 
     def receive(self, name, *job_ids):
         """Let messages arrive, as Celery's consumer does."""
@@ -65,11 +68,14 @@ class Worker:
             )
             job = Job(job_id, dumps(None), name=name, callbacks=callbacks)
             self.semaphore.acquire(self.supervisor.submit, job)
-        self.supervisor._on_tick()
+        self.supervisor.on_tick()
+
+    def job(self, job_id):
+        return next(job for job in self.supervisor.jobs.jobs() if job.id == job_id)
 
     def running(self):
         [process] = self.supervisor.processes
-        return sorted(process.jobs)
+        return sorted(self.supervisor.jobs.held(process.pid).jobs)
 
     def accept(self, *job_ids):
         for job_id in job_ids:
@@ -136,7 +142,7 @@ def test_terminated_while_it_waits(worker):
     """It frees no slot, since it had none, and is told once."""
     worker.receive("scrape", 1, 2, 3, 4)
 
-    waiting = worker.supervisor._jobs[3]
+    waiting = worker.job(3)
     waiting.terminate(15)
     waiting.terminate(15)
 
@@ -157,7 +163,7 @@ def test_process_dies(worker, spawner):
 
     theirs.close()
     fake.exitcode = -9
-    worker.supervisor._on_exit(process)
+    worker.supervisor.on_exit(process)
     worker.child = spawner.children[1][1]
     worker.say(encode(Kind.WORKER_UP))
 
@@ -173,8 +179,8 @@ def test_broker_is_lost(worker):
     worker.accept(1, 2)
 
     worker.semaphore.clear()  # as Celery does first
-    assert worker.supervisor.drop_queued() == 2
-    worker.semaphore.value = SLOTS - worker.supervisor.slots_taken
+    worker.supervisor.drop_queued(then=worker.reset_semaphore)
+    assert len(worker.supervisor.jobs) == 2
 
     assert worker.waiting[-1] == 0
     assert worker.slots() == (2, 2)
@@ -192,9 +198,9 @@ def test_warm_shutdown(worker):
 
     worker.supervisor.finish(lambda: finished.append(True))
 
-    assert worker.supervisor.unfinished == 2
+    assert len(worker.supervisor.jobs) == 2
     worker.end(1, 2)
-    assert worker.supervisor.unfinished == 0
+    assert len(worker.supervisor.jobs) == 0
     assert worker.ended == [1, 2]
 
 

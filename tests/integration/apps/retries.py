@@ -435,23 +435,6 @@ async def _ask_past(task, how):
     raise celery.Task.retry(task, countdown=0)
 
 
-class AwaitsBody(celery.Task):
-    """Its `__call__` awaits the body."""
-
-    abstract = True
-
-    async def __call__(self, *args, **kwargs):
-        return await super().__call__(*args, **kwargs)
-
-
-@app.task(base=AwaitsBody, bind=True, autoretry_for=(KeyError,), retry_kwargs={"countdown": 0})
-async def awaited_autoretry(self, error):
-    await asyncio.sleep(0)
-    if not self.request.retries:
-        raise {"key": KeyError, "value": ValueError, "ignore": Ignore}[error]
-    return "again"
-
-
 @app.task
 def total(values):
     return sum(values)
