@@ -28,7 +28,6 @@ from .knownsettings import tell_of_unknown_settings
 from .lifespans import lifespans_of
 from .parent.adopted import Adopted
 from .parent.embedded_beat import end_beat_with_worker, leave_beat_alone
-from .parent.exitcodes import hear_of_exits
 from .parent.fleet import EXIT_TIMEOUT
 from .parent.hub import HubThread
 from .parent.main_process import MainProcess
@@ -118,7 +117,6 @@ class Pool(BasePool):
                 "worker_max_memory_per_child has no effect: this system does not tell how "
                 "much memory another process uses (Linux does, in /proc)"
             )
-        hear_of_exits()
         survive_second_close()
         self._redis.install(self.app)
         self._files.install()
@@ -127,43 +125,8 @@ class Pool(BasePool):
         finish_async_errbacks()
         finish_async_receivers()
         warn_of_async_receivers()
-        _, hostname = self.options["initargs"]
         self._main_process = MainProcess()
-        self._supervisor = Supervisor(
-            Spawner(
-                "fork" if self.forking_enable else "spawn",
-                main,
-                self.app,
-                ChildOptions(
-                    hostname=hostname,
-                    threads=self.settings.threads,
-                    loop=self.settings.loop,
-                    cancel_grace=self.settings.cancel_grace,
-                    block_warning=self.settings.block_warning,
-                    lifespan_timeout=self.settings.lifespan_timeout,
-                    redis_batching=self.settings.redis_batching,
-                    gc_threshold=self.settings.gc_threshold,
-                    is_spawned=not self.forking_enable,
-                ),
-                start_timeout=self._start_timeout(),
-                before=functools.partial(worker_before_create_process.send, sender=self),
-                let_go=forget_parent,
-            ),
-            limit=self.limit,
-            max_processes=self.settings.max_processes,
-            max_tasks=self.settings.max_tasks,
-            max_memory=self.settings.max_memory,
-            max_crashes=self.settings.max_crashes,
-            drain_timeout=self.settings.drain_timeout,
-            cancel_grace=self.settings.cancel_grace,
-            exit_timeout=EXIT_TIMEOUT + self.settings.lifespan_timeout,
-            caps=self._caps,
-            on_slot_free=self._slot_is_free,
-            on_waiting=self._on_waiting,
-            on_give_up=_end_worker,
-            connection_errors=self.app.connection_for_read().connection_errors,
-            adopted=Adopted(reaps_strangers=self._main_process.is_workers_own),
-        )
+        self._supervisor = self._new_supervisor()
         atexit.register(self._supervisor.kill_all)
         worker_ready.connect(self._on_worker_ready)
         self._main_process.prepare(
@@ -174,6 +137,50 @@ class Pool(BasePool):
             self._thread = HubThread(on_crash=lambda exc: _end_worker())
             self._thread.call(self._supervisor.attach, self._thread.hub)
             self._thread.start()
+
+    def _new_supervisor(self) -> Supervisor:
+        settings = self.settings
+        return Supervisor(
+            self._new_spawner(),
+            limit=self.limit,
+            max_processes=settings.max_processes,
+            max_tasks=settings.max_tasks,
+            max_memory=settings.max_memory,
+            max_crashes=settings.max_crashes,
+            drain_timeout=settings.drain_timeout,
+            cancel_grace=settings.cancel_grace,
+            exit_timeout=EXIT_TIMEOUT + settings.lifespan_timeout,
+            caps=self._caps,
+            on_slot_free=self._slot_is_free,
+            on_waiting=self._on_waiting,
+            on_give_up=_end_worker,
+            connection_errors=self.app.connection_for_read().connection_errors,
+            adopted=Adopted(reaps_strangers=self._main_process.is_workers_own),
+        )
+
+    def _new_spawner(self) -> Spawner:
+        settings = self.settings
+        _, hostname = self.options["initargs"]
+        options = ChildOptions(
+            hostname=hostname,
+            threads=settings.threads,
+            loop=settings.loop,
+            cancel_grace=settings.cancel_grace,
+            block_warning=settings.block_warning,
+            lifespan_timeout=settings.lifespan_timeout,
+            redis_batching=settings.redis_batching,
+            gc_threshold=settings.gc_threshold,
+            is_spawned=not self.forking_enable,
+        )
+        return Spawner(
+            "fork" if self.forking_enable else "spawn",
+            main,
+            self.app,
+            options,
+            start_timeout=self._start_timeout(),
+            before=functools.partial(worker_before_create_process.send, sender=self),
+            let_go=forget_parent,
+        )
 
     def _warn_of_unused_caps(self) -> None:
         for pattern in self._caps.unused(self.app.tasks):

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import threading
 
 from ..garbage import collect_less_often, restore_thresholds
 from .adopted import become_subreaper, is_subreaper, stop_being_subreaper
+from .exitcodes import hear_of_exits
 from .log_relay import LogRelay, is_test_worker
 
 __all__ = ["MainProcess"]
@@ -31,12 +33,14 @@ class MainProcess:
         self._gc_thresholds = gc.get_threshold()
         self._had_frozen = gc.get_freeze_count() > 0
         self._was_subreaper = is_subreaper()
+        self._had_ignored_sigchld = False
         self._log_relay: LogRelay | None = None
 
     def prepare(self, *, spawns: bool, gc_threshold: int) -> None:
         """Make ready for worker processes to start, which are spawned or else forked."""
         if spawns:
             os.environ[SPAWNED_VARIABLE] = "1"
+        self._had_ignored_sigchld = hear_of_exits()
         if not self.is_workers_own:
             if not spawns and is_test_worker():
                 self._log_relay = LogRelay()
@@ -50,6 +54,8 @@ class MainProcess:
         """Set everything back; when the worker processes have gone."""
         if self._spawned_variable is None:
             os.environ.pop(SPAWNED_VARIABLE, None)
+        if self._had_ignored_sigchld:
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         if self._log_relay is not None:
             self._log_relay.stop()
         if not self.is_workers_own:
