@@ -182,6 +182,8 @@ class JobTable:
         self._held: dict[int, Held] = {}
         #: Jobs of which Celery is being asked whether they may run.
         self._asked: set[int] = set()
+        #: Jobs of a cold shutdown that their processes still had, and what was not told of them.
+        self._abandoned: dict[int, tuple[Job, list[Effect]]] = {}
         #: Of how many waiting jobs was told.
         self._told_waiting = 0
 
@@ -275,6 +277,8 @@ class JobTable:
 
     def accept(self, pid: int, job_id: int, at: float) -> list[Effect]:
         """ACK: the process has accepted the job, *at* monotonic seconds."""
+        if job_id in self._abandoned:
+            return self._abandoned_accept(pid, job_id, at)
         job = self._job_of(pid, job_id)
         if job is None or not job.accept():
             return []
@@ -330,7 +334,7 @@ class JobTable:
         held = self.held(pid)
         job = held.jobs.pop(job_id, None)
         if job is None:
-            return []
+            return self._abandoned_ready(job_id, payload)
         held.done += 1
         held.stuck.discard(job.id)
         held.overdue.pop(job.id, None)
@@ -340,6 +344,24 @@ class JobTable:
             [Tell(job, Report.RESULT, payload)] if payload and job.finish() else []
         )
         return told + self._end(job)
+
+    def _abandoned_accept(self, pid: int, job_id: int, at: float) -> list[Effect]:
+        """Its process may have been told to end before it began: told only with an outcome."""
+        job, untold = self._abandoned[job_id]
+        if job.accept():
+            untold.append(Tell(job, Report.ACCEPTED, (pid, at)))
+        return []
+
+    def _abandoned_ready(self, job_id: int, payload: bytes) -> list[Effect]:
+        """What had its outcome before it could be ended is settled, and must not run again.
+
+        Of a late-ack task the next attempt may be published: it and this one, delivered
+        again, would run side by side.
+        """
+        job, untold = self._abandoned.pop(job_id, (None, []))
+        if job is None or not payload or not job.finish():
+            return []
+        return [*untold, Tell(job, Report.RESULT, payload)]
 
     def _job_of(self, pid: int, job_id: int) -> Job | None:
         held = self._held.get(pid)
@@ -439,12 +461,16 @@ class JobTable:
         return effects + self._tell_waiting()
 
     def abandon(self) -> None:
-        """Cold shutdown: forget all jobs that there are; nothing is told of them any more."""
+        """Cold shutdown: forget all jobs; only an outcome that a process reports is still told.
+
+        What reports none, as a body that is ended now, is delivered again, or is lost.
+        """
         for job in self._jobs.values():
             self.backstops.clear(job.id)
         self._jobs.clear()
         self._asked.clear()
         for held in self._held.values():
+            self._abandoned.update((job_id, (job, [])) for job_id, job in held.jobs.items())
             held.jobs.clear()
 
     # Ends.

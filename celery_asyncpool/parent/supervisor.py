@@ -428,9 +428,10 @@ class Supervisor:
         self._finish_if_done()
 
     def abort(self, on_finished: Callable[[], None]) -> None:
-        """Cold shutdown: end all processes; the jobs that they had report nothing.
+        """Cold shutdown: end all processes; bodies have the grace time to clean up.
 
-        Bodies are cancelled and have the grace time to clean up.
+        Those that are ended report nothing. What has its outcome already, while it is
+        being stored or its next attempt published, is told as ever, and acknowledged.
         """
         self._serve(self._abort, on_finished)
 

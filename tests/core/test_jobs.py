@@ -284,16 +284,41 @@ def test_broker_that_is_lost(table):
 
 
 def test_cold_shutdown(table):
-    """All are forgotten, and nothing is told of them any more."""
+    """All are forgotten; nothing is told of what is ended, or is lost with its process."""
     job = run(table, 1, limits=Limits(hard=1.0))
     table.started(PID, 1, 10.0)
+    run(table, 2)
 
     table.abandon()
 
     assert len(table) == 0
-    assert table.ready(PID, 1, b"result") == []
     assert table.overdue(1000.0) == []
     assert table.terminate(job, 15, now=10.0) == []
+    assert table.stuck(PID, 1, Verdict.TERMINATED.value, "here", None) == []
+    assert table.ready(PID, 1, b"") == []
+    assert table.process_gone(PID, GONE) == []
+
+
+def test_outcome_in_a_cold_shutdown(table):
+    """What had its outcome is told of once, so that its message does not come again."""
+    job = run(table, 1)
+    table.abandon()
+
+    assert table.ready(PID, 1, b"result") == [Tell(job, Report.RESULT, b"result")]
+    assert table.ready(PID, 1, b"result") == []
+
+
+def test_job_that_is_accepted_in_a_cold_shutdown(table):
+    """It is not acknowledged for that: it may never begin. It is, when it has an outcome."""
+    ended, cut = submit(table, 1), submit(table, 2)
+    table.assign()
+    table.abandon()
+
+    assert table.accept(PID, 1, 1.5) == table.accept(PID, 2, 1.5) == []
+
+    accepted = Tell(ended, Report.ACCEPTED, (PID, 1.5))
+    assert table.ready(PID, 1, b"x") == [accepted, Tell(ended, Report.RESULT, b"x")]
+    assert table.ready(PID, cut.id, b"") == []
 
 
 def test_body_that_has_ended_and_its_handler_has_not(table):
