@@ -338,6 +338,10 @@ class BodyControl:
         if due is not None:
             delay = max(due - time.monotonic(), 0.0)
             self._timer = self._loop.call_later(delay, self._on_time)
+        elif self.clock.state is BodyState.ENDED and self.clock.limits.hard is not None:
+            # A body in a thread, that has ended since we began: the parent's clock runs
+            # for it, and no timer of ours will tell.
+            self._on_over()
 
     def _on_time(self) -> None:
         if self.clock.state is BodyState.ENDED:
