@@ -209,7 +209,7 @@ def test_timeout_around_a_clean_up_after_the_soft_limit(new_loop):
     """A time-out whose block the soft limit did not leave is one, when it is over."""
 
     async def body(probe):
-        async with asyncio.timeout(SOON * 2):
+        async with asyncio.timeout(SOON * 20):
             try:
                 async with asyncio.TaskGroup() as group:
                     group.create_task(asyncio.sleep(LATER))
